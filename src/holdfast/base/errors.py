@@ -1,0 +1,340 @@
+"""The one error tree of Holdfast.
+
+Two attributes decide everything: ``fault`` says whose it is, ``retry`` says what may be done::
+
+    HoldfastError
+    ├── InvalidRequest          caller     never      400
+    │   ├── ContextLengthExceeded                     400
+    │   ├── Unauthenticated                           401
+    │   ├── NotFound                                  404
+    │   ├── Conflict                                  409
+    │   ├── PayloadTooLarge                           413
+    │   └── UnsupportedFeature                        400
+    ├── Cancelled               caller     never      499
+    ├── PoisonRequest           request    never      500
+    ├── DeadlineExceeded        internal   later      504
+    ├── CapacityExhausted       capacity   later      503
+    │   └── WorkerSaturated     capacity   elsewhere  503
+    ├── NoWorkers               capacity   later      503
+    ├── WorkerFault             worker     elsewhere  503
+    │   ├── WorkerDraining      worker     elsewhere  503   (never counted against the worker)
+    │   ├── EngineFailed        worker     elsewhere  500
+    │   ├── StreamIncomplete    worker     elsewhere  502
+    │   └── WorkerStalled       worker     elsewhere  504
+    ├── TransportFault          transport  elsewhere  503
+    │   ├── CannotConnect       transport  elsewhere  503
+    │   ├── Disconnected        transport  elsewhere  502
+    │   ├── PeerSilent          transport  elsewhere  504
+    │   └── ProtocolViolation   transport  elsewhere  502
+    ├── MigrationExhausted      internal   later      503
+    └── InternalError           internal   never      500
+
+Every class has a stable ``code``, an HTTP ``status``, an OpenAI ``type`` and a sentence (``hint``)
+that tells the reader what to do next. Only ``worker`` and ``transport`` faults count against a
+worker (promise P10). Errors cross the wire as `ErrorInfo`; `from_info` restores the class by code
+and falls back to the fault and retry attributes when the code is unknown to this version.
+
+Must never import anything of Holdfast, and never carry prompt or generated text.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+Fault = Literal["caller", "request", "worker", "capacity", "transport", "internal"]
+Retry = Literal["never", "same", "elsewhere", "later"]
+
+
+class ErrorInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as it crosses the wire."""
+
+    code: str
+    message: str
+    fault: str = "internal"
+    retry: str = "never"
+    details: dict[str, Any] = {}
+
+
+class HoldfastError(Exception):
+    """Root of all errors. ``details`` are facts for operators (limit, actual, knob, worker …)."""
+
+    code: ClassVar[str] = "internal"
+    fault: Fault = "internal"
+    retry: Retry = "never"
+    status: ClassVar[int] = 500
+    openai_type: ClassVar[str] = "internal_error"
+    hint: ClassVar[str] = "This is a fault in Holdfast; please report it with the request id."
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after: float | None = None, **details: Any):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.details = details
+
+    def info(self) -> ErrorInfo:
+        """Return the wire form."""
+        details = dict(self.details)
+        if self.param is not None:
+            details["param"] = self.param
+        if self.retry_after is not None:
+            details["retry_after"] = self.retry_after
+        return ErrorInfo(self.code, self.message, self.fault, self.retry, details)
+
+    def openai_body(self) -> dict[str, Any]:
+        """Return the body that OpenAI clients understand: ``{"error": {...}}``."""
+        error: dict[str, Any] = {
+            "message": f"{self.message} {self.hint}".strip(),
+            "type": self.openai_type,
+            "param": self.param,
+            "code": self.code,
+        }
+        if self.details:
+            error["details"] = {k: v for k, v in self.details.items() if v is not None}
+        return {"error": error}
+
+
+class InvalidRequest(HoldfastError):
+    """The caller must change the request."""
+
+    code = "invalid_request"
+    fault = "caller"
+    status = 400
+    openai_type = "invalid_request_error"
+    hint = ""
+
+
+class ContextLengthExceeded(InvalidRequest):
+    """Prompt (or prompt plus requested tokens) does not fit the model's context."""
+
+    code = "context_length_exceeded"
+    hint = "Shorten the messages or lower max_tokens."
+
+
+class Unauthenticated(InvalidRequest):
+    """No key, or a key that is not known."""
+
+    code = "invalid_api_key"
+    status = 401
+    openai_type = "authentication_error"
+    hint = "Send a known key as 'Authorization: Bearer <key>'."
+
+
+class NotFound(InvalidRequest):
+    """The named thing (model, route, request) does not exist here."""
+
+    code = "not_found"
+    status = 404
+    openai_type = "not_found_error"
+
+
+class ModelNotFound(NotFound):
+    """No card of that model name is known."""
+
+    code = "model_not_found"
+    hint = "GET /v1/models lists what is served."
+
+
+class Conflict(InvalidRequest):
+    """Contradicts the present state."""
+
+    code = "conflict"
+    status = 409
+
+
+class PayloadTooLarge(InvalidRequest):
+    """A size limit of `base.limits` was hit."""
+
+    code = "payload_too_large"
+    status = 413
+
+
+class UnsupportedFeature(InvalidRequest):
+    """Valid in the API, yet this engine or model cannot do it."""
+
+    code = "unsupported_feature"
+    hint = "Leave the option out, or use a model whose engine supports it."
+
+
+class Cancelled(HoldfastError):
+    """The client went away, or asked to stop."""
+
+    code = "cancelled"
+    fault = "caller"
+    status = 499
+    openai_type = "cancelled"
+    hint = ""
+
+
+class PoisonRequest(HoldfastError):
+    """This request was being worked on by several workers when each of them died."""
+
+    code = "poison_request"
+    fault = "request"
+    status = 500
+    openai_type = "poison_request"
+    hint = "It will not be tried again; look at the workers' logs for what this prompt triggers."
+
+
+class DeadlineExceeded(HoldfastError):
+    """A stage took longer than its deadline; ``details`` name the stage, the bound and its knob."""
+
+    code = "deadline_exceeded"
+    fault = "internal"
+    retry = "later"
+    status = 504
+    openai_type = "deadline_exceeded"
+    hint = "Retry later, or raise the deadline that is named."
+
+
+class CapacityExhausted(HoldfastError):
+    """Over a limit of this fleet; ``details`` name layer, knob, threshold and measured value."""
+
+    code = "capacity_exhausted"
+    fault = "capacity"
+    retry = "later"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Retry after the time in Retry-After."
+
+
+class WorkerSaturated(CapacityExhausted):
+    """One worker is at its own limit; another may have room."""
+
+    code = "worker_saturated"
+    retry = "elsewhere"
+
+
+class NoWorkers(HoldfastError):
+    """No worker that could serve this is usable, and waiting for one was bounded."""
+
+    code = "no_workers"
+    fault = "capacity"
+    retry = "later"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Start a worker for this model, or look at 'holdfast status'."
+
+
+class WorkerFault(HoldfastError):
+    """A worker failed this attempt; another one may do it."""
+
+    code = "worker_fault"
+    fault = "worker"
+    retry = "elsewhere"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Retry; if it persists look at the worker's log."
+
+
+class WorkerDraining(WorkerFault):
+    """The worker is leaving in order; never counted against it."""
+
+    code = "worker_draining"
+
+
+class EngineFailed(WorkerFault):
+    """The engine reported an error for this sequence, or died."""
+
+    code = "engine_failed"
+    status = 500
+
+
+class StreamIncomplete(WorkerFault):
+    """A stream stopped, or skipped tokens, without a proper end."""
+
+    code = "stream_incomplete"
+    status = 502
+
+
+class WorkerStalled(WorkerFault):
+    """Busy without progress: the engine hangs in a live process."""
+
+    code = "worker_stalled"
+    status = 504
+
+
+class TransportFault(HoldfastError):
+    """The connection to a worker failed."""
+
+    code = "transport_fault"
+    fault = "transport"
+    retry = "elsewhere"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Retry; if it persists check the network between frontend and worker."
+
+
+class CannotConnect(TransportFault):
+    """No connection could be made."""
+
+    code = "cannot_connect"
+
+
+class Disconnected(TransportFault):
+    """An established connection was lost."""
+
+    code = "disconnected"
+    status = 502
+
+
+class PeerSilent(TransportFault):
+    """The peer answers no pings: frozen process, paused machine or partition."""
+
+    code = "peer_silent"
+    status = 504
+
+
+class ProtocolViolation(TransportFault):
+    """The peer sent what the protocol forbids."""
+
+    code = "protocol_violation"
+    status = 502
+
+
+class MigrationExhausted(HoldfastError):
+    """The request was moved as often as its migration limit allows; the last cause is in ``details``."""
+
+    code = "migration_exhausted"
+    fault = "internal"
+    retry = "later"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Retry; raise DYN_MIGRATION_LIMIT if workers are expected to fail this often."
+
+
+class InternalError(HoldfastError):
+    """A fault in Holdfast itself."""
+
+
+class RemoteError(HoldfastError):
+    """An error whose code this version does not know; fault and retry come from the peer."""
+
+    code = "remote_error"
+
+
+def _tree(root: type[HoldfastError]) -> dict[str, type[HoldfastError]]:
+    found = {root.code: root}
+    for child in root.__subclasses__():
+        found.update(_tree(child))
+    return found
+
+
+def from_info(info: ErrorInfo) -> HoldfastError:
+    """Restore an error from its wire form; an unknown code keeps the peer's fault and retry."""
+    details = dict(info.details)
+    param = details.pop("param", None)
+    retry_after = details.pop("retry_after", None)
+    cls = _tree(HoldfastError).get(info.code)
+    if cls is None or cls is HoldfastError:
+        error: HoldfastError = RemoteError(
+            info.message, param=param, retry_after=retry_after, code=info.code, **details
+        )
+        error.fault = info.fault if info.fault in _FAULTS else "internal"  # type: ignore[assignment]
+        error.retry = info.retry if info.retry in _RETRIES else "never"  # type: ignore[assignment]
+        return error
+    return cls(info.message, param=param, retry_after=retry_after, **details)
+
+
+_FAULTS = ("caller", "request", "worker", "capacity", "transport", "internal")
+_RETRIES = ("never", "same", "elsewhere", "later")

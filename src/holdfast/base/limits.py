@@ -1,0 +1,71 @@
+"""Every limit of length, count and size that Holdfast enforces, in one place.
+
+A limit that is hit becomes a typed error that names the limit and the actual value. Nothing here
+is a deadline; those are settings. Must never import anything.
+"""
+
+FRAME_BYTES = 64 * 1024
+"""Largest wire frame, length prefix excluded."""
+
+INLINE_PAYLOAD_BYTES = 48 * 1024
+"""Payloads over this travel as parts over the bulk connection."""
+
+PART_BYTES = 48 * 1024
+"""Data bytes in one `part` frame."""
+
+PAYLOAD_BYTES = 64 * 1024 * 1024
+"""Largest payload of one call, over all its parts."""
+
+STREAMS_PER_CONNECTION = 65_536
+"""Streams open at once on one connection."""
+
+PENDING_UPLOADS_PER_CALLER = 64
+"""Uploads begun by one caller whose `open` has not arrived yet."""
+
+INITIAL_CREDIT_TOKENS = 2_048
+"""Tokens a worker may send on a new stream before it needs `credit`."""
+
+UNSENT_TOKENS_PER_STREAM = 1_048_576
+"""Tokens a worker keeps for a stream that has no credit before it stops the stream."""
+
+CALLERS_PER_WORKER = 256
+"""Frontends connected to one worker."""
+
+ARTIFACT_BYTES = 64 * 1024 * 1024
+"""Largest tokenizer or template file fetched from a worker."""
+
+HTTP_BODY_BYTES = 192 * 1024 * 1024
+"""Default largest HTTP request body."""
+
+HTTP_CONNECTIONS = 8_192
+"""Default client connections of one frontend."""
+
+REQUEST_LABEL_CHARS = 128
+"""A client's `x-request-id` is cut to this length."""
+
+CHOICES_PER_REQUEST = 128
+"""Largest `n`."""
+
+STOP_STRINGS = 16
+"""Stop strings in one request (OpenAI documents 4; engines accept more)."""
+
+STOP_STRING_CHARS = 1_024
+"""Length of one stop string."""
+
+TOP_LOGPROBS = 20
+"""Largest `top_logprobs`."""
+
+LOGIT_BIAS_ENTRIES = 1_024
+"""Entries in `logit_bias`."""
+
+WAITING_FOR_REPLACEMENT = 1_024
+"""Requests that may wait at once for a replacement worker, per frontend."""
+
+ACTIVE_REQUESTS = 16_384
+"""Requests alive at once in one frontend."""
+
+LARGE_BODY_BYTES = 64 * 1024
+"""HTTP bodies over this are parsed, templated and tokenized off the event loop."""
+
+DISCOVERY_RECORD_BYTES = 1024 * 1024
+"""Largest instance record."""

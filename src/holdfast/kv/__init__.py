@@ -1,0 +1,1 @@
+"""KV cache vocabulary: block hashes, events, tiers. Types and pure functions only."""

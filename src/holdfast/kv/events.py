@@ -1,0 +1,40 @@
+"""What an engine says about its KV cache blocks.
+
+Must never hold state; the index that consumes these events lives in `routing`.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class BlockStored(msgspec.Struct, frozen=True, tag="stored", omit_defaults=True):
+    """Blocks became available, in prefix order.
+
+    ``block_hashes``: u64 sequence hashes; ``parent_hash``: the block before the first, None at the root;
+    ``token_ids``: all tokens of the blocks, ``block_size`` each.
+    """
+
+    block_hashes: tuple[int, ...]
+    parent_hash: int | None
+    token_ids: tuple[int, ...]
+    block_size: int
+    medium: str = "GPU"
+    dp_rank: int = 0
+
+
+class BlockRemoved(msgspec.Struct, frozen=True, tag="removed", omit_defaults=True):
+    """Blocks were evicted."""
+
+    block_hashes: tuple[int, ...]
+    medium: str = "GPU"
+    dp_rank: int = 0
+
+
+class AllBlocksCleared(msgspec.Struct, frozen=True, tag="cleared", omit_defaults=True):
+    """The whole cache was dropped."""
+
+    dp_rank: int = 0
+
+
+KvEvent = BlockStored | BlockRemoved | AllBlocksCleared

@@ -1,0 +1,1 @@
+"""Model cards, and tokenizer files and chat templates by content hash."""

@@ -1,0 +1,1 @@
+"""Namespaces, components, endpoints and instances; discovery; serving and calling; failure detection."""
