@@ -192,7 +192,7 @@ class CapacityExhausted(HoldfastError):
 
     code = "capacity_exhausted"
     fault = "capacity"
-    retry = "later"
+    retry: Retry = "later"
     status = 503
     openai_type = "service_unavailable"
     hint = "Retry after the time in Retry-After."
@@ -293,7 +293,7 @@ class ProtocolViolation(TransportFault):
 
 
 class MigrationExhausted(HoldfastError):
-    """The request was moved as often as its migration limit allows; the last cause is in ``details``."""
+    """Moved as often as its migration limit allows; the last cause is in ``details``."""
 
     code = "migration_exhausted"
     fault = "internal"
