@@ -309,7 +309,7 @@ def _convert(raw: Any, annotation: Any) -> Any:
         elif text.lower() in ("none", "null") and _optional(annotation):
             return None
     # msgspec takes numeric constraints on the number itself only, not on `number | None`
-    bounded: Any = operator.getitem(Annotated, (plain, *annotation.__metadata__))  # type: ignore[call-overload]
+    bounded: Any = operator.getitem(Annotated, (plain, *annotation.__metadata__))
     return msgspec.convert(raw, bounded, strict=False, dec_hook=_decode)
 
 

@@ -1,0 +1,98 @@
+"""Logs: formats, levels, one line per event, and a stalled reader that must not stop the process."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from holdfast.base.settings import InvalidSetting
+from holdfast.telemetry.logs import BackgroundHandler, LogConfig, parse_levels, setup_logging
+
+
+@pytest.fixture(autouse=True)
+def restored_root() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def written(config: LogConfig, role: str = "worker-0") -> tuple[logging.Logger, io.StringIO, BackgroundHandler]:
+    stream = io.StringIO()
+    return logging.getLogger("holdfast.test"), stream, setup_logging(config, role, stream)
+
+
+def test_a_readable_line_carries_role_message_and_facts() -> None:
+    log, stream, handler = written(LogConfig())
+    log.info("moved a request", extra={"request": "abc", "gap_ms": 12.3456, "why": "worker gone"})
+    handler.close()
+    line = stream.getvalue()
+    assert 'INFO    worker-0 moved a request request=abc gap_ms=12.35 why="worker gone"\n' in line
+
+
+def test_a_message_cannot_forge_a_second_line() -> None:
+    log, stream, handler = written(LogConfig())
+    log.warning("label %s", "a\n12:00:00 ERROR forged\x1b[31m")
+    handler.close()
+    assert stream.getvalue().count("\n") == 1
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_json_lines_carry_the_reference_fields_and_tracebacks() -> None:
+    log, stream, handler = written(LogConfig(log_jsonl=True))
+    try:
+        int("broken")
+    except ValueError:
+        log.exception("it failed", extra={"x_request_id": "r1"})
+    handler.close()
+    entry = json.loads(stream.getvalue())
+    assert entry["time"].endswith("Z")
+    assert (entry["level"], entry["target"], entry["message"]) == ("ERROR", "holdfast.test", "it failed")
+    assert (entry["process"], entry["x_request_id"]) == ("worker-0", "r1")
+    assert "ValueError: invalid literal" in entry["exception"]
+
+
+def test_the_format_setting_beats_the_json_switch() -> None:
+    assert LogConfig(log_jsonl=True, log_format="readable").as_json is False
+    assert LogConfig(log_format="jsonl").as_json is True
+
+
+def test_levels_per_module() -> None:
+    levels = parse_levels("warn,holdfast.wire=debug,dynamo::x=off")
+    assert levels == {"": logging.WARNING, "holdfast.wire": logging.DEBUG, "dynamo.x": logging.CRITICAL + 1}
+    with pytest.raises(InvalidSetting, match="'holdfast=loud' is not a level"):
+        parse_levels("info,holdfast=loud")
+
+
+class Stuck(io.StringIO):
+    """A stream whose reader does not read until it is released."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+        self.entered = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.entered.set()
+        assert self.release.wait(10)
+        return super().write(text)
+
+
+def test_a_stalled_reader_never_blocks_and_losses_are_counted() -> None:
+    stream = Stuck()
+    handler = BackgroundHandler(stream, capacity=2)
+    record = logging.makeLogRecord({"msg": "line", "levelno": logging.INFO, "levelname": "INFO"})
+    handler.emit(record)
+    assert stream.entered.wait(10)
+    for _ in range(5):
+        handler.emit(record)  # 2 wait, 3 are dropped, none blocks
+    assert handler.dropped == 3
+    stream.release.set()
+    handler.close()
+    assert "(3 log lines were dropped" in stream.getvalue()
