@@ -23,6 +23,9 @@ Two attributes decide everything: ``fault`` says whose it is, ``retry`` says wha
     │   └── WorkerStalled       worker     elsewhere  504
     ├── TransportFault          transport  elsewhere  503
     │   ├── CannotConnect       transport  elsewhere  503
+    │   │   ├── VersionMismatch   no common protocol version
+    │   │   ├── WrongInstance     another worker, or a later start of it, answers at this address
+    │   │   └── SecretMismatch    the two sides do not share a secret
     │   ├── Disconnected        transport  elsewhere  502
     │   ├── PeerSilent          transport  elsewhere  504
     │   └── ProtocolViolation   transport  elsewhere  502
@@ -269,6 +272,27 @@ class CannotConnect(TransportFault):
     """No connection could be made."""
 
     code = "cannot_connect"
+
+
+class VersionMismatch(CannotConnect):
+    """The two sides have no protocol version in common; ``details`` name both ranges."""
+
+    code = "version_mismatch"
+    hint = "Upgrade the older side: neighbouring versions understand each other."
+
+
+class WrongInstance(CannotConnect):
+    """Another worker, or a later start of the expected one, answers at this address."""
+
+    code = "wrong_instance"
+    hint = "The address was reused; discovery will name the new instance."
+
+
+class SecretMismatch(CannotConnect):
+    """One side has no secret, or they have different ones."""
+
+    code = "secret_mismatch"
+    hint = "Give frontends and workers the same shared secret."
 
 
 class Disconnected(TransportFault):

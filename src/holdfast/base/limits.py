@@ -22,11 +22,38 @@ STREAMS_PER_CONNECTION = 65_536
 PENDING_UPLOADS_PER_CALLER = 64
 """Uploads begun by one caller whose `open` has not arrived yet."""
 
+PENDING_UPLOAD_BYTES_PER_CALLER = 256 * 1024 * 1024
+"""Bytes of one caller's unfinished or unclaimed uploads that a worker keeps."""
+
+QUEUED_UPLOADS_PER_LINK = 4_096
+"""Uploads that wait at once on the caller's side for one worker's bulk connection."""
+
+QUEUED_UPLOAD_BYTES_PER_LINK = 1024 * 1024 * 1024
+"""Bytes of all uploads that wait on the caller's side for one worker's bulk connection."""
+
 INITIAL_CREDIT_TOKENS = 2_048
 """Tokens a worker may send on a new stream before it needs `credit`."""
 
 UNSENT_TOKENS_PER_STREAM = 1_048_576
 """Tokens a worker keeps for a stream that has no credit before it stops the stream."""
+
+UNSENT_TOKENS_PER_CONNECTION = 16_777_216
+"""Tokens a worker keeps over all streams of one connection; one with log probabilities counts as 32."""
+
+UNSENT_MESSAGE_BYTES_PER_STREAM = 64 * 1024 * 1024
+"""Bytes of messages a worker keeps for a stream that has no credit before it stops the stream."""
+
+UNSENT_MESSAGE_BYTES_PER_CONNECTION = 256 * 1024 * 1024
+"""Bytes of messages a worker keeps over all streams of one connection."""
+
+EARLY_STOPS_PER_CONNECTION = 1_024
+"""Streams stopped before their `open` came, remembered per connection."""
+
+WRITE_BUFFER_BYTES = 16 * 1024 * 1024
+"""Bytes that may wait in one connection's write buffer before the peer is taken for one that does not read."""
+
+UNGREETED_CONNECTIONS = 64
+"""Connections that have not finished their handshake, per worker."""
 
 CALLERS_PER_WORKER = 256
 """Frontends connected to one worker."""

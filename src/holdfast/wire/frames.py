@@ -1,8 +1,10 @@
-"""The frames of the wire protocol, version 1.
+"""The frames of the wire protocol, version 2.
 
 A frame is a little-endian u32 length and that many bytes of msgpack: an array whose first element
 is the frame's tag. Receivers ignore trailing elements that they do not know, so a later version may append
 fields with defaults; nothing is ever removed or reordered. Deadlines travel as remaining milliseconds.
+
+Version 1 lacks `Pong.state`, `Items.logprobs`, `Data.more` and `Welcome.version_max`; both versions are spoken.
 
 Caller → worker: hello, auth, part, open, stop, kill, credit, ping.
 Worker → caller: challenge, welcome, accept, refuse, items, data, end, draining, pong.
@@ -16,8 +18,14 @@ import msgspec
 
 from holdfast.base.errors import ErrorInfo
 
-VERSION = 1
+VERSION = 2
 OLDEST_VERSION = 1
+
+LOGPROBS_SINCE = 2
+"""The first version whose `Items` carry log probabilities."""
+
+FRAGMENTS_SINCE = 2
+"""The first version whose `Data` may be one fragment of a longer message."""
 
 
 class OpenHeaders(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -71,10 +79,11 @@ class Hello(msgspec.Struct, tag=1, array_like=True, frozen=True):
     epoch: int = 0
     features: tuple[str, ...] = ()
     nonce: bytes = b""
+    """16 random bytes when the caller has a secret."""
 
 
 class Auth(msgspec.Struct, tag=2, array_like=True, frozen=True):
-    """Answer to a challenge: HMAC-SHA256(secret, worker nonce + caller nonce + caller id)."""
+    """Answer to a challenge; the formula of ``mac`` is in `wire.handshake`."""
 
     mac: bytes
 
@@ -96,11 +105,11 @@ class Open(msgspec.Struct, tag=4, array_like=True, frozen=True):
     payload: bytes = b""
     upload: int = 0
     credit: int = 0
-    """Tokens the worker may send before it needs `Credit`; 0: `limits.INITIAL_CREDIT_TOKENS`."""
+    """Tokens (or `Data` frames) the worker may send before it needs `Credit`; 0: `limits.INITIAL_CREDIT_TOKENS`."""
 
 
 class Stop(msgspec.Struct, tag=5, array_like=True, frozen=True):
-    """Stop a stream in order: the worker answers with `End`."""
+    """Stop a stream in order: the worker sends no further items and answers with `End`."""
 
     stream: int
     reason: str = "cancelled"
@@ -140,7 +149,9 @@ class Welcome(msgspec.Struct, tag=17, array_like=True, frozen=True):
     epoch: int
     features: tuple[str, ...] = ()
     mac: bytes = b""
-    """HMAC-SHA256(secret, caller nonce + worker nonce + instance) when a secret is in use: the worker proves itself too."""
+    """Proof that the worker knows the secret too, when one is in use; the formula is in `wire.handshake`."""
+    version_max: int = 0
+    """The newest version that the worker speaks; 0: ``version``."""
 
 
 class Accept(msgspec.Struct, tag=18, array_like=True, frozen=True):
@@ -173,11 +184,14 @@ class Items(msgspec.Struct, tag=20, array_like=True, frozen=True):
 
 
 class Data(msgspec.Struct, tag=21, array_like=True, frozen=True):
-    """One item of a stream that carries messages instead of tokens."""
+    """One message, or a fragment of one, of a stream that carries messages instead of tokens. Costs one credit."""
 
     stream: int
     index: int
+    """Number of the message, counted from 0; all its fragments carry it."""
     payload: bytes
+    more: bool = False
+    """Another fragment of the same message follows."""
 
 
 class End(msgspec.Struct, tag=22, array_like=True, frozen=True):
