@@ -93,7 +93,7 @@ class Discovery(abc.ABC):
 
     @abc.abstractmethod
     async def withdraw(self, instance: InstanceId) -> None:
-        """Remove an own record on purpose: watchers see ``removed`` with ``purposeful=True``. Unknown ids are ignored."""
+        """Remove an own record on purpose: watchers see a purposeful ``removed``. Unknown ids are ignored."""
 
     @abc.abstractmethod
     def snapshot(self) -> list[InstanceRecord]:
