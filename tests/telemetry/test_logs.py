@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from holdfast.base.settings import InvalidSetting
-from holdfast.telemetry.logs import BackgroundHandler, LogConfig, parse_levels, setup_logging
+from holdfast.telemetry.logs import LineWriter, LogConfig, parse_levels, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -23,34 +23,34 @@ def restored_root() -> Iterator[None]:
     root.setLevel(level)
 
 
-def written(config: LogConfig, role: str = "worker-0") -> tuple[logging.Logger, io.StringIO, BackgroundHandler]:
+def written(config: LogConfig, role: str = "worker-0") -> tuple[logging.Logger, io.StringIO, LineWriter]:
     stream = io.StringIO()
-    return logging.getLogger("holdfast.test"), stream, setup_logging(config, role, stream)
+    return logging.getLogger("holdfast.test"), stream, setup_logging(config, role, LineWriter(stream))
 
 
 def test_a_readable_line_carries_role_message_and_facts() -> None:
-    log, stream, handler = written(LogConfig())
+    log, stream, writer = written(LogConfig())
     log.info("moved a request", extra={"request": "abc", "gap_ms": 12.3456, "why": "worker gone"})
-    handler.close()
+    writer.close()
     line = stream.getvalue()
     assert 'INFO    worker-0 moved a request request=abc gap_ms=12.35 why="worker gone"\n' in line
 
 
 def test_a_message_cannot_forge_a_second_line() -> None:
-    log, stream, handler = written(LogConfig())
+    log, stream, writer = written(LogConfig())
     log.warning("label %s", "a\n12:00:00 ERROR forged\x1b[31m")
-    handler.close()
+    writer.close()
     assert stream.getvalue().count("\n") == 1
     assert "\x1b" not in stream.getvalue()
 
 
 def test_json_lines_carry_the_reference_fields_and_tracebacks() -> None:
-    log, stream, handler = written(LogConfig(log_jsonl=True))
+    log, stream, writer = written(LogConfig(log_jsonl=True))
     try:
         int("broken")
     except ValueError:
         log.exception("it failed", extra={"x_request_id": "r1"})
-    handler.close()
+    writer.close()
     entry = json.loads(stream.getvalue())
     assert entry["time"].endswith("Z")
     assert (entry["level"], entry["target"], entry["message"]) == ("ERROR", "holdfast.test", "it failed")
@@ -86,13 +86,14 @@ class Stuck(io.StringIO):
 
 def test_a_stalled_reader_never_blocks_and_losses_are_counted() -> None:
     stream = Stuck()
-    handler = BackgroundHandler(stream, capacity=2)
-    record = logging.makeLogRecord({"msg": "line", "levelno": logging.INFO, "levelname": "INFO"})
-    handler.emit(record)
+    writer = LineWriter(stream, capacity=2)
+    writer.put("first")
     assert stream.entered.wait(10)
-    for _ in range(5):
-        handler.emit(record)  # 2 wait, 3 are dropped, none blocks
-    assert handler.dropped == 3
+    for number in range(5):
+        writer.put(f"line {number}")  # 2 wait, 3 are dropped, none blocks
+    assert writer.dropped == 3
     stream.release.set()
-    handler.close()
-    assert "(3 log lines were dropped" in stream.getvalue()
+    writer.close()
+    assert (
+        stream.getvalue() == "first\n(3 lines were dropped: the reader of this output was too slow)\nline 0\nline 1\n"
+    )

@@ -13,6 +13,7 @@ Must never format prompt or generated text; callers pass facts as ``extra={…}`
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import logging
 import queue
@@ -102,42 +103,34 @@ class JsonLines(logging.Formatter):
         return json.dumps(entry, default=str, ensure_ascii=False)
 
 
-class BackgroundHandler(logging.Handler):
-    """Writes lines from a thread of its own; drops and counts when `QUEUE_LINES` are waiting."""
+class LineWriter:
+    """Writes lines to a stream from a thread of its own; drops and counts when too many are waiting."""
 
     def __init__(self, stream: TextIO, capacity: int = QUEUE_LINES):
-        super().__init__()
         self._stream = stream
         self._lines: queue.Queue[str | None] = queue.Queue(capacity)
         self.dropped = 0
-        self._thread = threading.Thread(target=self._write, name="log-writer", daemon=True)
+        self._thread = threading.Thread(target=self._write, name="line-writer", daemon=True)
         self._thread.start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Queue one line; never blocks."""
-        try:
-            line = self.format(record)
-        except Exception:  # a broken log call must not break its caller
-            self.handleError(record)
-            return
+    def put(self, line: str) -> None:
+        """Queue one line (without its line feed); never blocks."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
             self.dropped += 1
 
     def close(self) -> None:
-        """Write what is queued, for at most two seconds."""
-        try:
-            self._lines.put(None, timeout=_FLUSH_SECONDS)
-            self._thread.join(_FLUSH_SECONDS)
-        except queue.Full:
-            pass
-        super().close()
+        """Write what is queued, for at most two seconds. Idempotent."""
+        if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):
+                self._lines.put(None, timeout=_FLUSH_SECONDS)
+                self._thread.join(_FLUSH_SECONDS)
 
     def _write(self) -> None:
         while (line := self._lines.get()) is not None:
             lost, self.dropped = self.dropped, 0
-            note = f"({lost} log lines were dropped: the reader of this log was too slow)\n" if lost else ""
+            note = f"({lost} lines were dropped: the reader of this output was too slow)\n" if lost else ""
             try:
                 self._stream.write(f"{note}{line}\n")
                 if self._lines.empty():
@@ -146,19 +139,43 @@ class BackgroundHandler(logging.Handler):
                 return  # nobody reads any more
 
 
-def setup_logging(config: LogConfig, role: str = "", stream: TextIO | None = None) -> BackgroundHandler:
-    """Direct all logging of this process to one stream (stderr by default).
+class BackgroundHandler(logging.Handler):
+    """Hands formatted records to a `LineWriter`."""
+
+    def __init__(self, writer: LineWriter):
+        super().__init__()
+        self._writer = writer
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Queue one line; never blocks."""
+        try:
+            self._writer.put(self.format(record))
+        except Exception:  # a broken log call must not break its caller
+            self.handleError(record)
+
+    def close(self) -> None:
+        """Write what is queued, for at most two seconds."""
+        self._writer.close()
+        super().close()
+
+
+def setup_logging(config: LogConfig, role: str = "", writer: LineWriter | None = None) -> LineWriter:
+    """Direct all logging of this process to one stream.
 
     Args:
         config: level and format.
         role: name of this process in every line, such as ``worker``; empty under a supervisor that prefixes.
-        stream: where lines go.
+        writer: where lines go; standard error when None.
+
+    Returns:
+        The writer; it is closed at interpreter exit.
 
     Raises:
         InvalidSetting: a level that does not exist.
     """
     levels = parse_levels(config.log)
-    handler = BackgroundHandler(stream or sys.stderr)
+    writer = writer or LineWriter(sys.stderr)
+    handler = BackgroundHandler(writer)
     handler.setFormatter(JsonLines(role) if config.as_json else Readable(role, config.log_local_time))
     root = logging.getLogger()
     for old in root.handlers[:]:
@@ -168,8 +185,8 @@ def setup_logging(config: LogConfig, role: str = "", stream: TextIO | None = Non
         logging.getLogger(name).setLevel(logging.WARNING)
     for name, level in levels.items():
         logging.getLogger(name or None).setLevel(level)
-    atexit.register(handler.close)
-    return handler
+    atexit.register(writer.close)
+    return writer
 
 
 def parse_levels(text: str) -> dict[str, int]:
