@@ -28,6 +28,7 @@ Two attributes decide everything: ``fault`` says whose it is, ``retry`` says wha
     │   │   └── SecretMismatch    the two sides do not share a secret
     │   ├── Disconnected        transport  elsewhere  502
     │   ├── PeerSilent          transport  elsewhere  504
+    │   ├── AcceptOverdue       transport  elsewhere  504   (never counted against the worker)
     │   └── ProtocolViolation   transport  elsewhere  502
     ├── MigrationExhausted      internal   later      503
     └── InternalError           internal   never      500
@@ -306,6 +307,13 @@ class PeerSilent(TransportFault):
     """The peer answers no pings: frozen process, paused machine or partition."""
 
     code = "peer_silent"
+    status = 504
+
+
+class AcceptOverdue(TransportFault):
+    """No `accept` within its deadline; the worker may just be slow, so it is not counted against it."""
+
+    code = "accept_overdue"
     status = 504
 
 

@@ -1,0 +1,65 @@
+"""Settings of the frontend process. Must never hold behaviour."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from holdfast.base.settings import setting
+from holdfast.requests.config import RequestSettings
+from holdfast.routing.policy import RouterMode
+
+
+class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `holdfast frontend` can be told. Times in seconds unless the name says otherwise."""
+
+    http_host: Annotated[str, setting("DYN_HTTP_HOST", "Address that the HTTP API binds to.")] = "127.0.0.1"
+    http_port: Annotated[int, setting("DYN_HTTP_PORT", "Port of the HTTP API; 0 picks a free one.", ge=0, le=65535)] = (
+        8000
+    )
+    namespace: Annotated[str, setting("DYN_NAMESPACE", "Namespace whose workers are used.")] = "dynamo"
+    discovery_backend: Annotated[
+        str, setting("DYN_DISCOVERY_BACKEND", "Where workers are found: file (this machine) or mem (this process).")
+    ] = "file"
+    file_kv: Annotated[
+        str, setting("DYN_FILE_KV", "Directory of the file discovery backend; empty: one per user under TMPDIR.")
+    ] = ""
+    router_mode: Annotated[RouterMode, setting("DYN_ROUTER_MODE", "How a worker is chosen.")] = "round-robin"
+    http_body_limit_mb: Annotated[
+        int, setting("DYN_HTTP_BODY_LIMIT_MB", "Largest request body in MiB.", ge=1, le=1024)
+    ] = 192
+    http_max_connections: Annotated[
+        int, setting("DYN_HTTP_MAX_CONNECTIONS", "Client connections at once; more are answered 503 and closed.", ge=1)
+    ] = 8192
+    http_head_timeout: Annotated[
+        float, setting("DYN_HTTP_HEAD_TIMEOUT_SECS", "A connection must bring a whole request head within this.", gt=0)
+    ] = 20.0
+    http_body_timeout: Annotated[
+        float, setting("DYN_HTTP_BODY_TIMEOUT_SECS", "A request body must not pause for longer than this.", gt=0)
+    ] = 30.0
+    http_keep_alive: Annotated[
+        float,
+        setting("DYN_HTTP_KEEP_ALIVE_SECS", "Idle connections are kept for this; above a balancer's own bound.", gt=0),
+    ] = 75.0
+    http_sse_keep_alive_interval_ms: Annotated[
+        int,
+        setting("DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS", "A silent stream gets a comment this often; 0: never.", ge=0),
+    ] = 15_000
+    http_graceful_shutdown_timeout_secs: Annotated[
+        float,
+        setting("DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "On SIGTERM running streams get this long to finish.", ge=0),
+    ] = 5.0
+    api_keys_file: Annotated[
+        str, setting("DYN_API_KEYS_FILE", "File of API keys, one per line, mode 0600; empty: no keys are asked for.")
+    ] = ""
+    trust_client_priority: Annotated[
+        bool, setting("DYN_TRUST_CLIENT_PRIORITY", "Whether clients may set x-dynamo-request-priority.")
+    ] = True
+    tool_call_parser: Annotated[
+        str, setting("DYN_TOOL_CALL_PARSER", "Format of tool calls: auto, hermes, llama3_json, mistral or none.")
+    ] = "auto"
+    reasoning_parser: Annotated[
+        str, setting("DYN_REASONING_PARSER", "How thinking is told from the answer: auto, think or none.")
+    ] = "auto"
+    requests: RequestSettings = RequestSettings()

@@ -1,0 +1,181 @@
+"""A streaming response: bytes from the workers' read callbacks to the client, without a task in between.
+
+Uvicorn's own `send` coroutine is driven right from the callback; as long as the client takes what is written it
+finishes at once. When it does not, the response is blocked: one task finishes that write, and everything that
+arrives meanwhile stays with the streams, bounded by their credit. Headers are held until a worker has accepted,
+so that an early error keeps its HTTP status; a silent stream gets comments, which may start the response early.
+
+Must never know what the bytes mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from holdfast.frontend.body import Send
+from holdfast.requests.flusher import Flusher
+
+COMMENT = b": keep-alive\n\n"
+
+
+@types.coroutine
+def _resume(first: Any, rest: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
+    """Finish a coroutine whose first yield has been taken already."""
+    yield first
+    yield from rest  # type: ignore[misc]
+
+
+class SseResponse:
+    """One event stream. `write` and `finish` may be called from any callback of the loop."""
+
+    __slots__ = (
+        "_buffer", "_flusher", "_head", "_loop", "_resume_streams", "_send", "_spawn", "_transport", "_unsent",
+        "blocked_since", "finished", "idle_ticks", "started",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        send: Send,
+        flusher: Flusher,
+        spawn: Callable[[Coroutine[Any, Any, None]], Any],
+        transport: asyncio.WriteTransport | None,
+        resume_streams: Callable[[], None],
+    ):
+        """Create it; nothing is sent before `start`.
+
+        Args:
+            send: the ASGI callable.
+            flusher: where responses with bytes to write wait for the end of the read.
+            spawn: runs the write of a blocked client to its end, owned by the request.
+            transport: to see whether a blocked client takes anything.
+            resume_streams: called when a blocked client has taken everything.
+        """
+        self._send = send
+        self._flusher = flusher
+        self._spawn = spawn
+        self._transport = transport
+        self._resume_streams = resume_streams
+        self._loop = asyncio.get_running_loop()
+        self._buffer: list[bytes] = []
+        self._head: dict[str, Any] | None = None
+        self._unsent = 0
+        self.started = False
+        self.finished = False
+        self.blocked_since: float | None = None
+        self.idle_ticks = 0
+
+    def hold(self, head: dict[str, Any]) -> None:
+        """Keep the response's head for `start`."""
+        self._head = head
+
+    def start(self) -> None:
+        """Send the head; idempotent."""
+        if self.started:
+            return
+        self.started = True
+        self._drive(self._head)
+
+    def write(self, data: bytes) -> None:
+        """Collect bytes; they leave in one write when the present read is done."""
+        if not self._buffer:
+            self._flusher.writers.append(self)
+        self._buffer.append(data)
+
+    def finish(self) -> None:
+        """Everything has been written: end the response with the next write."""
+        self.finished = True
+        if not self._buffer:
+            self._buffer.append(b"")
+            self._flusher.writers.append(self)
+
+    def push(self) -> None:
+        """Write what has been collected, unless the client is blocked; hot path."""
+        buffer = self._buffer
+        if self.blocked_since is not None or not buffer:
+            return
+        if not self.started:
+            self.start()
+            if self.blocked_since is not None:
+                return
+        self.idle_ticks = 0
+        data = buffer[0] if len(buffer) == 1 else b"".join(buffer)
+        self._buffer = []
+        if self.finished:
+            self._drive({"type": "http.response.body", "body": data})
+        else:
+            self._drive({"type": "http.response.body", "body": data, "more_body": True})
+
+    def comment(self) -> None:
+        """Show a sign of life."""
+        if not self.finished and self.blocked_since is None:
+            self.write(COMMENT)
+            self.push()
+
+    def look(self, now: float) -> None:
+        """Restart the clock of a blocked client that has taken something since the last look."""
+        if self.blocked_since is None or self._transport is None:
+            return
+        unsent = self._transport.get_write_buffer_size()
+        if unsent != self._unsent:
+            self._unsent = unsent
+            self.blocked_since = now
+
+    def _drive(self, message: Any) -> None:
+        sending = self._send(message)
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            return
+        self.blocked_since = self._loop.time()
+        self._spawn(self._finish_blocked(waits_for, sending))
+
+    async def _finish_blocked(self, waits_for: Any, sending: Coroutine[Any, Any, None]) -> None:
+        try:
+            await _resume(waits_for, sending)
+        finally:
+            self.blocked_since = None
+        self._resume_streams()
+        self.push()
+
+
+class KeepAlive:
+    """Gives every silent event stream a comment about once per interval; the one owner of that clock.
+
+    Args:
+        interval: seconds; 0: never.
+    """
+
+    TICKS = 5
+
+    def __init__(self, interval: float):
+        self._tick = interval / self.TICKS
+        self._live: dict[SseResponse, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, response: SseResponse) -> None:
+        """Watch a response."""
+        self._live[response] = None
+        if self._timer is None:
+            self._arm(asyncio.get_running_loop())
+
+    def remove(self, response: SseResponse) -> None:
+        """Stop watching it."""
+        self._live.pop(response, None)
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        tick = min(self._tick, 1.0) if self._tick else 1.0
+        self._timer = loop.call_later(tick, self._look, loop, tick)
+
+    def _look(self, loop: asyncio.AbstractEventLoop, tick: float) -> None:
+        self._timer = None
+        now = loop.time()
+        for response in list(self._live):
+            response.look(now)
+            response.idle_ticks += 1
+            if self._tick and response.idle_ticks * tick >= self._tick * self.TICKS:
+                response.comment()
+        if self._live:
+            self._arm(loop)

@@ -1,0 +1,175 @@
+"""One attempt of one stream on one worker: the receiving end of the wire.
+
+Everything here runs in the connection's read callback. An attempt that its stream has abandoned is deaf:
+whatever a thawed worker still says is dropped (promise P1). Must never decide what happens next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from holdfast.base.errors import HoldfastError, StreamIncomplete
+from holdfast.base.limits import INITIAL_CREDIT_TOKENS
+from holdfast.engines.contract import GenerateRequest
+from holdfast.runtime.streams import Logprobs, StreamHandle
+from holdfast.wire.frames import OpenHeaders
+
+if TYPE_CHECKING:
+    from holdfast.requests.generation import Generation
+    from holdfast.requests.placement import Placed
+
+_encode = msgspec.msgpack.Encoder().encode
+_LOW_CREDIT = INITIAL_CREDIT_TOKENS // 2
+
+
+class Attempt:
+    """See the module; created by `Generation`, which reads its fields."""
+
+    __slots__ = (
+        "accepted", "accepted_at", "base", "credit_until", "generation", "handle", "number", "on_first", "placed",
+        "result", "started_at",
+    )  # fmt: skip
+
+    def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
+        self.generation = generation
+        self.placed = placed
+        self.number = number
+        self.base = generation.count
+        """Output index at which this attempt starts."""
+        self.started_at = now
+        self.accepted = False
+        self.accepted_at = 0.0
+        self.on_first: bool = number > 1 or placed.trial is not None
+        """Whether somebody wants to know about the first new token."""
+        self.credit_until = self.base + INITIAL_CREDIT_TOKENS
+        self.result: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
+        """None: the stream has ended, whichever way; an error: this attempt failed."""
+        self.handle: StreamHandle | None = None
+
+    def start(self) -> None:
+        """Open the stream on the worker."""
+        generation = self.generation
+        plan = generation.plan
+        headers = OpenHeaders(
+            request_id=plan.request_id,
+            label=plan.label,
+            attempt=self.number,
+            choice=plan.choice,
+            traceparent=plan.traceparent,
+            remaining_ms=generation.remaining_ms(self.started_at),
+            priority=plan.priority,
+        )
+        payload = GenerateRequest(
+            request_id=plan.request_id,
+            model=plan.model,
+            prompt_ids=plan.prompt_ids,
+            sampling=plan.sampling,
+            stop=plan.stop,
+            generated_ids=generation.generated_bytes(),
+            choice=plan.choice,
+            attempt=self.number,
+            priority=plan.priority,
+            extra=dict(plan.extra),
+        )
+        try:
+            self.handle = self.placed.worker.open("generate", headers, _encode(payload), self)
+        except HoldfastError as error:
+            self.fail(error)
+
+    # what the wire says
+
+    def on_accept(self) -> None:
+        """The worker owns the stream."""
+        if self.generation.attempt is self and not self.accepted:
+            self.accepted = True
+            self.accepted_at = asyncio.get_running_loop().time()
+            self.generation.was_accepted(self)
+
+    def on_tokens(self, index: int, tokens: Sequence[int], logprobs: Logprobs | None) -> None:
+        """New tokens; hot path."""
+        generation = self.generation
+        if generation.attempt is not self:
+            return
+        at = generation.count
+        if index != at:
+            skip = at - index
+            if skip < 0:
+                self.fail(StreamIncomplete(f"token {index} came where token {at} was due", expected=at, got=index))
+                self.kill("gap")
+                return
+            tokens = tokens[skip:]
+            if not tokens:
+                return
+            logprobs = logprobs[skip:] if logprobs is not None else None
+        if self.on_first:
+            self.on_first = False
+            generation.moved_on(self)
+        generation.count = at + len(tokens)
+        generation.pending.extend(tokens)
+        if logprobs is not None:
+            generation.pending_logprobs.extend(logprobs)
+        if not generation.dirty:
+            generation.dirty = True
+            generation.flusher.streams.append(generation)
+
+    def on_data(self, index: int, payload: bytes) -> None:
+        """Messages do not belong on a token stream."""
+        self.fail(StreamIncomplete(f"a message ({len(payload)} bytes, index {index}) came on a token stream"))
+        self.kill("protocol")
+
+    def on_refuse(self, error: HoldfastError) -> None:
+        """The worker declined."""
+        self.fail(error)
+
+    def on_end(self, finish: str, error: HoldfastError | None, cached_tokens: int) -> None:
+        """The worker says that the stream is over; its last tokens are delivered first."""
+        generation = self.generation
+        if generation.attempt is not self:
+            return
+        self.handle = None
+        error = error or generation.doubt(finish)
+        if error is not None:
+            self.fail(error)
+            return
+        generation.worker_ended(finish, cached_tokens)
+
+    def on_broken(self, error: HoldfastError) -> None:
+        """The stream stopped without an end."""
+        self.handle = None
+        self.fail(error)
+
+    # what its generation does with it
+
+    def fail(self, error: HoldfastError) -> None:
+        """Tell the stream's driver; only the first word counts, and none after the stream let go."""
+        generation = self.generation
+        if generation.attempt is not self or self.result.done() or generation.complete(error):
+            return
+        generation.attempt = None
+        self.result.set_result(error)
+
+    def release(self) -> None:
+        """The stream has ended: let its driver go."""
+        if not self.result.done():
+            self.result.set_result(None)
+
+    def kill(self, reason: str) -> None:
+        """Stop the worker's work at once; harmless when the stream is over."""
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            handle.kill(reason)
+
+    def grant_credit(self, delivered: int) -> None:
+        """Allow more tokens when the client has taken most of what was allowed."""
+        if self.credit_until - delivered < _LOW_CREDIT and self.handle is not None:
+            self.handle.credit(INITIAL_CREDIT_TOKENS)
+            self.credit_until += INITIAL_CREDIT_TOKENS
+
+    @property
+    def progressed(self) -> bool:
+        """Whether this attempt brought a new token."""
+        return self.generation.count > self.base

@@ -1,0 +1,65 @@
+"""What one stream is to do, fixed before its first attempt, and how it ended.
+
+Must never hold state that changes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from holdfast.base.errors import HoldfastError
+from holdfast.engines.contract import Sampling, StopRules
+from holdfast.requests.states import State
+
+Join = Literal["none", "exact", "declared"]
+"""``none``: no move after the first token; ``exact``: every continuation is token-exact; ``declared``: at least
+one continuation may differ from what an undisturbed run would have said."""
+
+
+class Deadlines(msgspec.Struct, frozen=True):
+    """Bounds in seconds for one stream; 0: none."""
+
+    accept_hedge: float
+    accept: float
+    first_token: float
+    inter_token: float
+    total: float
+    client_stall: float
+    wait: float
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """One choice of one request. Lengths in tokens."""
+
+    request_id: str
+    model: str
+    prompt_ids: bytes
+    """Little-endian u32."""
+    prompt_length: int
+    sampling: Sampling
+    stop: StopRules
+    context_length: int
+    deadlines: Deadlines
+    choice: int = 0
+    label: str = ""
+    traceparent: str = ""
+    priority: int = 0
+    terminal_ids: frozenset[int] = frozenset()
+    """End-of-sequence and stop token ids that end this stream."""
+    extra: dict[str, object] = {}
+
+
+class Ending(msgspec.Struct, frozen=True):
+    """The one terminal event of a stream (promise P2)."""
+
+    state: State
+    finish: str = ""
+    """``stop``, ``length`` …; empty when ``error`` says it."""
+    error: HoldfastError | None = None
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    attempts: int = 0
+    migrations: int = 0
+    join: Join = "none"

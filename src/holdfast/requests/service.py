@@ -1,0 +1,90 @@
+"""What all requests of a process share, wired once.
+
+Must never know HTTP.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import TYPE_CHECKING, Protocol
+
+from holdfast.base.errors import HoldfastError
+from holdfast.requests.budget import Pacer, RetryBudget
+from holdfast.requests.config import RequestSettings
+from holdfast.requests.deadlines import Deadlines
+from holdfast.requests.flusher import Flusher
+from holdfast.requests.leases import LeaseBook
+from holdfast.requests.placement import Placement, Pool
+from holdfast.requests.plan import Deadlines as Bounds
+from holdfast.requests.plan import Ending
+from holdfast.routing.policy import Policy, RouterMode
+
+if TYPE_CHECKING:
+    from holdfast.requests.generation import Generation
+
+
+class Observer(Protocol):
+    """Counts what happens to streams. Must be quick and must not raise."""
+
+    def attempt_started(self, generation: Generation) -> None:
+        """An attempt goes out."""
+
+    def accepted(self, generation: Generation, first: bool) -> None:
+        """A worker owns the stream; ``first``: of this stream."""
+
+    def migration_started(self, generation: Generation, error: HoldfastError) -> None:
+        """An attempt failed and another one will be made."""
+
+    def migrated(self, generation: Generation, gap_seconds: float) -> None:
+        """The first new token after a move; the gap counts from the failure."""
+
+    def ended(self, generation: Generation, ending: Ending) -> None:
+        """The terminal event."""
+
+
+class Services:
+    """The shared parts of the request lifecycle."""
+
+    def __init__(
+        self,
+        settings: RequestSettings,
+        pool: Pool,
+        flusher: Flusher,
+        observer: Observer,
+        *,
+        rng: random.Random,
+        mode: RouterMode = "round-robin",
+    ):
+        self.settings = settings
+        self.flusher = flusher
+        self.observer = observer
+        self.rng = rng
+        self.leases = LeaseBook()
+        self.budget = RetryBudget()
+        self.pacer = Pacer()
+        self.placement = Placement(pool, Policy(mode, rng), self.leases, settings.migration_max_waiting)
+        self.deadlines = Deadlines(self.placement)
+
+    def bounds(
+        self,
+        *,
+        accept: float | None = None,
+        first_token: float | None = None,
+        inter_token: float | None = None,
+        total: float | None = None,
+    ) -> Bounds:
+        """Return the deadlines of one request; arguments in seconds come from its headers and override settings."""
+        s = self.settings
+        return Bounds(
+            accept_hedge=s.accept_hedge_timeout if accept is None else min(accept, s.accept_hedge_timeout),
+            accept=s.accept_timeout if accept is None else accept,
+            first_token=s.first_token_timeout if first_token is None else first_token,
+            inter_token=s.inter_token_timeout if inter_token is None else inter_token,
+            total=s.request_timeout if total is None else total,
+            client_stall=s.client_stall_timeout,
+            wait=s.migration_wait_secs,
+        )
+
+    def close(self) -> None:
+        """Let go of the pool."""
+        self.placement.close()
