@@ -24,7 +24,7 @@ from holdfast.base.errors import (
     StreamIncomplete,
 )
 from holdfast.requests.attempt import Attempt
-from holdfast.requests.migration import History, judge, record
+from holdfast.requests.migration import History, MigrationType, judge, migration_type, record
 from holdfast.requests.placement import Need, Placed
 from holdfast.requests.plan import Ending, Join, Plan
 from holdfast.requests.states import State, check
@@ -41,6 +41,11 @@ GO_ON = -1
 
 class Output(Protocol):
     """Where a stream's tokens go: text, encoding and the client's connection."""
+
+    @property
+    def migration_type(self) -> MigrationType:
+        """Which kind of move the next attempt is."""
+        return migration_type(self._history)
 
     @property
     def blocked_since(self) -> float | None:

@@ -1,4 +1,4 @@
-"""A streaming response: bytes from the workers' read callbacks to the client, without a task in between.
+"""The answer to one HTTP request: bytes from the workers' read callbacks to the client, without a task in between.
 
 Uvicorn's own `send` coroutine is driven right from the callback; as long as the client takes what is written it
 finishes at once. When it does not, the response is blocked: one task finishes that write, and everything that
@@ -25,11 +25,11 @@ COMMENT = b": keep-alive\n\n"
 def _resume(first: Any, rest: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Finish a coroutine whose first yield has been taken already."""
     yield first
-    yield from rest  # type: ignore[misc]
+    yield from rest
 
 
-class SseResponse:
-    """One event stream. `write` and `finish` may be called from any callback of the loop."""
+class Reply:
+    """One HTTP response, streamed or whole. `write` and `finish` may be called from any callback of the loop."""
 
     __slots__ = (
         "_buffer", "_flusher", "_head", "_loop", "_resume_streams", "_send", "_spawn", "_transport", "_unsent",
@@ -73,10 +73,9 @@ class SseResponse:
 
     def start(self) -> None:
         """Send the head; idempotent."""
-        if self.started:
-            return
-        self.started = True
-        self._drive(self._head)
+        if not self.started:
+            self.started = True
+            self._drive(self._head)
 
     def write(self, data: bytes) -> None:
         """Collect bytes; they leave in one write when the present read is done."""
@@ -152,16 +151,16 @@ class KeepAlive:
 
     def __init__(self, interval: float):
         self._tick = interval / self.TICKS
-        self._live: dict[SseResponse, None] = {}
+        self._live: dict[Reply, None] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def add(self, response: SseResponse) -> None:
+    def add(self, response: Reply) -> None:
         """Watch a response."""
         self._live[response] = None
         if self._timer is None:
             self._arm(asyncio.get_running_loop())
 
-    def remove(self, response: SseResponse) -> None:
+    def remove(self, response: Reply) -> None:
         """Stop watching it."""
         self._live.pop(response, None)
 
