@@ -1,0 +1,392 @@
+"""The mock engine: steps on the event loop's clock, each giving every scheduled sequence its token.
+
+A step is two callbacks: `_begin` chooses the batch and works out how long it takes, `_finish` produces the
+tokens when that time is over and hands them to the sink in one call. No task, no timer while idle.
+
+Must never block the loop, and never need more than a request to know its tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from holdfast.base.errors import (
+    EngineFailed,
+    HoldfastError,
+    UnsupportedFeature,
+)
+from holdfast.base.ids import SequenceKey
+from holdfast.base.limits import TOP_LOGPROBS
+from holdfast.engines.contract import (
+    Capabilities,
+    DeathSink,
+    Engine,
+    EngineInfo,
+    EngineLoad,
+    EngineProgress,
+    Finish,
+    GenerateRequest,
+    LoadProgress,
+    Phase,
+    SequenceStep,
+    StepSink,
+)
+from holdfast.engines.mock import misbehaviour
+from holdfast.engines.mock.cache import BlockPool
+from holdfast.engines.mock.config import MockConfig
+from holdfast.engines.mock.directives import NONE, directives_of
+from holdfast.engines.mock.misbehaviour import StandingOrders, read_order
+from holdfast.engines.mock.scheduler import Batch, Scheduler
+from holdfast.engines.mock.sequence import Sequence
+from holdfast.engines.mock.timing import step_seconds
+from holdfast.engines.mock.validate import check_request
+from holdfast.engines.mock.vocabulary import Vocabulary, vocabulary
+from holdfast.kv.events import KvEvent
+
+log = logging.getLogger(__name__)
+
+VERSION = "1"
+_LOADING_STEPS = 20
+
+
+class MockEngine(Engine):
+    """A simulated engine; see `directives` and `misbehaviour` for what it can be told to do."""
+
+    def __init__(self, config: MockConfig | None = None):
+        self.config = config or MockConfig()
+        self._pool = BlockPool(
+            self.config.num_blocks,
+            self.config.block_size,
+            reuse=self.config.prefix_caching,
+            events=self.config.kv_events and self.config.prefix_caching,
+        )
+        self._scheduler = Scheduler(self.config, self._pool)
+        self._room = min(self.config.context_length, self.config.num_blocks * self.config.block_size)
+        self._orders = StandingOrders()
+        self._phase: Phase = "starting"
+        self._silent = 0.0
+        self._steps = 0
+        self._tokens = 0
+        self._prefilled = 0
+        self._tick = 0.0
+        """When the last step of the fixed schedule was due."""
+        self._batch: Batch | None = None
+        """The step under way."""
+        self._timer: asyncio.Handle | None = None
+        self._unhang_timer: asyncio.TimerHandle | None = None
+        self._dead = False
+        self._loop: asyncio.AbstractEventLoop
+        self._sink: StepSink
+        self._on_death: DeathSink
+        self._vocabulary: Vocabulary
+
+    async def start(self, sink: StepSink, on_death: DeathSink, on_load: LoadProgress) -> EngineInfo:
+        """Pretend to load and to warm up; see `Engine.start`."""
+        self._loop = asyncio.get_running_loop()
+        self._sink = sink
+        self._on_death = on_death
+        on_load("tokenizer", 0.0)
+        self._vocabulary = vocabulary()
+        if self.config.startup_seconds:
+            for step in range(_LOADING_STEPS):
+                on_load("weights", step / _LOADING_STEPS)
+                await asyncio.sleep(self.config.startup_seconds / _LOADING_STEPS)
+        self._phase, self._silent = "warming", self.config.warmup_seconds
+        if self.config.warmup_seconds:
+            on_load("warm-up", 0.0)
+            await asyncio.sleep(self.config.warmup_seconds)
+        self._phase, self._silent = "idle", 0.0
+        on_load("ready", 1.0)
+        return self._info()
+
+    def submit(self, key: SequenceKey, request: GenerateRequest) -> None:
+        """Queue a sequence; see `Engine.submit`."""
+        if self._dead:
+            raise EngineFailed("The mock engine is dead.")
+        check_request(request, room=self._room, vocabulary_size=self._vocabulary.size)
+        wish = directives_of(request, self._vocabulary) if self.config.directives else NONE
+        if request.attempt <= wish.refuse_attempts or self._orders.due("refuse"):
+            raise misbehaviour.refusal()
+        sequence = Sequence(
+            key,
+            request,
+            self._vocabulary,
+            wish,
+            eos_chance=self.config.eos_chance,
+            room=self._room,
+        )
+        self._orders.compile_seconds += wish.compile_seconds
+        self._scheduler.add(sequence)
+        self._wake()
+
+    def cancel(self, key: SequenceKey) -> None:
+        """Stop a sequence at once; see `Engine.cancel`."""
+        sequence = self._scheduler.find(key)
+        if sequence is not None:
+            self._scheduler.remove(sequence)
+
+    def load(self) -> EngineLoad:
+        """Return the present load; see `Engine.load`."""
+        scheduler = self._scheduler
+        prefill = sum(s.remaining for s in scheduler.running.values() if s.remaining > 1)
+        return EngineLoad(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            kv_used_blocks=self._pool.used,
+            kv_total_blocks=self._pool.total,
+            prefill_tokens=prefill + sum(s.remaining for s in scheduler.waiting),
+        )
+
+    def progress(self) -> EngineProgress:
+        """Return the progress counters; see `Engine.progress`."""
+        return EngineProgress(self._steps, self._tokens, self._prefilled, self._phase, self._silent)
+
+    def take_kv_events(self) -> list[KvEvent]:
+        """Return and forget the KV events since the last call."""
+        return self._pool.take_events()
+
+    async def check(self) -> None:
+        """Raise EngineFailed after death; a hang shows in the counters only, as it does in real engines."""
+        if self._dead:
+            raise EngineFailed("The mock engine is dead.")
+
+    async def close(self) -> None:
+        """Stop all work; see `Engine.close`."""
+        self._stop()
+
+    @property
+    def preemptions(self) -> int:
+        """How often a sequence had to give its blocks back."""
+        return self._scheduler.preemptions
+
+    def misbehave(self, kind: misbehaviour.Kind, **how: Any) -> None:
+        """Misbehave from now on; ``how`` are the fields of `misbehaviour.Order`."""
+        self.control({"do": kind, **how})
+
+    def control(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Obey one command, as the worker's control endpoint passes it on.
+
+        Raises:
+            UnsupportedFeature: the configuration forbids it.
+            InvalidRequest: no such command.
+        """
+        if not self.config.control:
+            raise UnsupportedFeature("This mock engine takes no commands (DYN_MOCK_CONTROL is off).")
+        order = read_order(command)
+        self._orders.give(order)
+        if order.do == "crash":
+            misbehaviour.kill_self()
+        elif order.do == "freeze":
+            misbehaviour.stop_self()
+        elif order.do == "die":
+            self._die(EngineFailed("The mock engine died on command."))
+        elif order.do == "hang":
+            self._hang(order.seconds)
+        elif order.do == "unhang":
+            self._unhang()
+        return {"ok": True, "steps": self._steps, "hung": self._orders.hung}
+
+    # the two halves of a step
+
+    def _wake(self) -> None:
+        if self._timer is None and not self._orders.hung:
+            self._timer = self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._timer = None
+        if self._orders.hung or self._dead:
+            return
+        if not self._scheduler.busy:
+            self._phase, self._silent = "idle", 0.0
+            return
+        if self._orders.compile_seconds:
+            self._compile()
+            return
+        try:
+            self._batch = self._scheduler.next_batch()
+            self._schedule_finish(self._batch)
+        except Exception as error:  # a fault of ours must be the engine's death, not silence
+            self._fail(error)
+
+    def _compile(self) -> None:
+        seconds, self._orders.compile_seconds = self._orders.compile_seconds, 0.0
+        self._phase, self._silent = "compiling", seconds
+        self._timer = self._loop.call_later(seconds, self._begin)
+
+    def _schedule_finish(self, batch: Batch) -> None:
+        duration = step_seconds(self.config, batch.prefill_tokens, batch.decoding, self._pool.used / self._pool.total)
+        duration *= self._orders.slow
+        now = self._loop.time()
+        start = now
+        if self.config.step_ms is not None and now - self._tick < duration:
+            start = self._tick  # the schedule is absolute: a late tick does not delay the next
+        if batch.prefill_tokens:
+            delayed = 0.0
+            for sequence in batch.sequences:
+                delayed, sequence.delay = max(delayed, sequence.delay), 0.0
+            duration += delayed
+        self._phase = "prefill" if batch.prefill_tokens else "decode"
+        self._silent = duration
+        self._tick = start + duration
+        if duration <= 0:
+            self._timer = self._loop.call_soon(self._finish)
+        else:
+            self._timer = self._loop.call_at(self._tick, self._finish)
+
+    def _finish(self) -> None:
+        self._timer = None
+        if self._orders.hung or self._dead or self._batch is None:
+            return
+        batch, self._batch = self._batch, None
+        try:
+            steps = self._produce(batch)
+        except Exception as error:
+            self._fail(error)
+            return
+        if steps:
+            self._sink(steps)
+        if not self._dead and self._timer is None:
+            if self._orders.hung:
+                return
+            self._begin()
+
+    def _produce(self, batch: Batch) -> list[SequenceStep]:
+        self._steps += 1
+        self._prefilled += batch.prefill_tokens
+        steps: list[SequenceStep] = []
+        pool = self._pool
+        seal = self.config.prefix_caching
+        size = pool.block_size
+        for sequence in batch.sequences:
+            if not sequence.live:
+                continue
+            tokens = sequence.scheduled
+            if tokens == 1 and (sequence.computed + 1) % size:
+                sequence.computed += 1
+            else:
+                sequence.advance(pool, tokens, seal=seal)
+            if sequence.computed < len(sequence.ids):
+                continue
+            step = self._token(sequence)
+            if step is not None:
+                steps.append(step)
+        return steps
+
+    def _token(self, sequence: Sequence) -> SequenceStep | None:
+        index = sequence.index
+        if index == sequence.fault_at or self._orders.ends_ordered:
+            handled, step = self._misfortune(sequence)
+            if handled:
+                return step
+        logprobs = None
+        if sequence.wants_logprobs:
+            token, logprob = sequence.chain.next_with_logprob(index)
+            logprobs = [logprob]
+        else:
+            token = sequence.chain.next_token(index)
+        sequence.ids.append(token)
+        sequence.index = index + 1
+        self._tokens += 1
+        if token in sequence.ends:
+            return self._ended(sequence, "stop", [token], logprobs=logprobs)
+        if sequence.index >= sequence.limit:
+            return self._ended(sequence, "length", [token], logprobs=logprobs)
+        return SequenceStep(sequence.key, index, [token], logprobs=logprobs)
+
+    def _ended(self, sequence: Sequence, finish: Finish, tokens: list[int], **more: Any) -> SequenceStep:
+        self._scheduler.remove(sequence)
+        return SequenceStep(
+            sequence.key,
+            sequence.index - len(tokens),
+            tokens,
+            finish=finish,
+            cached_tokens=min(sequence.cached_tokens or 0, len(sequence.request.prompt_ids) // 4),
+            **more,
+        )
+
+    # misbehaviour
+
+    def _misfortune(self, sequence: Sequence) -> tuple[bool, SequenceStep | None]:
+        """Let happen what was asked for in place of this token; returns (no token now, step)."""
+        kind = sequence.wish.fault if sequence.index == sequence.fault_at else None
+        if kind == "error" or (kind is None and self._orders.due("error")):
+            return True, self._ended(sequence, "error", [], error=misbehaviour.ordered_error())
+        if kind == "abort" or (kind is None and self._orders.due("abort")):
+            return True, self._ended(sequence, "abort", [])
+        if kind is None:
+            return False, None
+        sequence.fault_at = -1
+        if kind == "crash":
+            misbehaviour.kill_self()
+        elif kind == "freeze":
+            misbehaviour.stop_self()
+            return False, None
+        elif kind == "die":
+            self._loop.call_soon(self._die, EngineFailed("The mock engine died on command."))
+        elif kind == "hang":
+            self._hang(0.0)
+        return True, None
+
+    def _hang(self, seconds: float) -> None:
+        self._orders.hung = True
+        if self._unhang_timer is not None:
+            self._unhang_timer.cancel()
+        self._unhang_timer = self._loop.call_later(seconds, self._unhang) if seconds > 0 else None
+
+    def _unhang(self) -> None:
+        if not self._orders.hung:
+            return
+        self._orders.hung = False
+        if self._timer is None and not self._dead:
+            self._timer = self._loop.call_soon(self._finish if self._batch is not None else self._begin)
+
+    def _die(self, error: HoldfastError) -> None:
+        if not self._dead:
+            self._stop()
+            self._on_death(error)
+
+    def _fail(self, error: Exception) -> None:
+        log.error("The mock engine failed in step %d; it ends now.", self._steps, exc_info=error)
+        self._die(EngineFailed(f"The mock engine failed in step {self._steps}: {type(error).__name__}: {error}"))
+
+    def _stop(self) -> None:
+        self._dead = True
+        for handle in (self._timer, self._unhang_timer):
+            if handle is not None:
+                handle.cancel()
+        self._timer = self._unhang_timer = None
+        self._batch = None
+        for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting]:
+            self._scheduler.remove(sequence)
+
+    # what it says about itself
+
+    def _info(self) -> EngineInfo:
+        config = self.config
+        return EngineInfo(
+            engine="mock",
+            version=VERSION,
+            model=config.model_name,
+            context_length=config.context_length,
+            block_size=config.block_size,
+            total_kv_blocks=config.num_blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            eos_token_ids=self._vocabulary.eos_ids,
+            vocab_size=self._vocabulary.size,
+            fingerprint=f"mock-{VERSION}-{config.eos_chance}",
+            capabilities=Capabilities(
+                continuation="exact",
+                progress="step",
+                position_keyed_seed=True,
+                max_logprobs=TOP_LOGPROBS,
+                guided=("json_object", "json_schema", "choice"),
+                logit_bias=True,
+                penalties=True,
+                prefix_cache=config.prefix_caching,
+                kv_events=config.kv_events and config.prefix_caching,
+            ),
+            files=self._vocabulary.files,
+        )
