@@ -26,7 +26,7 @@ from holdfast.base.errors import (
 from holdfast.requests.attempt import Attempt
 from holdfast.requests.migration import History, MigrationType, judge, migration_type, record
 from holdfast.requests.placement import Need, Placed
-from holdfast.requests.plan import Ending, Join, Plan
+from holdfast.requests.plan import Ending, Join, Move, Plan
 from holdfast.requests.states import State, check
 from holdfast.runtime.streams import Logprobs
 
@@ -65,7 +65,7 @@ class Generation:
     """See the module. Created per choice; `run` once; `cancel` any time."""
 
     __slots__ = (
-        "_driver", "_end", "_history", "_join", "_output", "_services", "_stalled_at", "attempt", "count",
+        "_driver", "_end", "_history", "_join", "_moves", "_output", "_services", "_stalled_at", "attempt", "count",
         "delivered", "dirty", "ended", "expires", "flusher", "generated", "need", "pending", "pending_logprobs", "plan",
         "seen", "seen_at", "started_at", "state", "timeline", "worker",
     )  # fmt: skip
@@ -99,6 +99,7 @@ class Generation:
         self.need = Need(plan.model)
         self._history = History()
         self._join: Join = "none"
+        self._moves: list[Move] = []
         self._end: tuple[str, int] | None = None
         self._stalled_at = 0.0
         self._driver: asyncio.Task[None] | None = None
@@ -172,6 +173,7 @@ class Generation:
         if verdict.error is not None:
             raise verdict.error
         self._enter("migrating")
+        self._moves.append(Move(error.code, self.count, 0.0))
         self._services.observer.migration_started(self, error)
         if not self._quick(error):
             await self._services.pacer.pass_through(self.started_at)
@@ -244,6 +246,8 @@ class Generation:
         if self._stalled_at:
             gap = asyncio.get_running_loop().time() - self._stalled_at
             self._stalled_at = 0.0
+            last = self._moves.pop()
+            self._moves.append(Move(last.cause, self.count, gap))
             self._note("resumed", f"{gap * 1000:.1f} ms after the failure")
             self._services.observer.migrated(self, gap)
 
@@ -297,7 +301,7 @@ class Generation:
             completion_tokens=self.delivered,
             cached_tokens=min(cached, self.plan.prompt_length),
             attempts=self._history.attempts,
-            migrations=max(0, self._history.attempts - 1),
+            moves=tuple(self._moves),
             join=self._join,
         )
         self._note(state, finish or (error.code if error else ""))

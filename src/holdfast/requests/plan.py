@@ -51,6 +51,17 @@ class Plan(msgspec.Struct, frozen=True):
     extra: dict[str, object] = {}
 
 
+class Move(msgspec.Struct, frozen=True):
+    """One move to another worker."""
+
+    cause: str
+    """Code of the error that ended the attempt."""
+    at: int
+    """Output index of the first token of the new attempt."""
+    gap_seconds: float
+    """From the failure to the first new token; 0 when none came."""
+
+
 class Ending(msgspec.Struct, frozen=True):
     """The one terminal event of a stream (promise P2)."""
 
@@ -61,5 +72,5 @@ class Ending(msgspec.Struct, frozen=True):
     completion_tokens: int = 0
     cached_tokens: int = 0
     attempts: int = 0
-    migrations: int = 0
+    moves: tuple[Move, ...] = ()
     join: Join = "none"
