@@ -86,8 +86,8 @@ class GenerationSpec(msgspec.Struct, frozen=True, kw_only=True):
         return StopRules(max_tokens, min(self.min_tokens, max_tokens), self.stop_token_ids, self.ignore_eos)
 
 
-def token_budget(spec: GenerationSpec, prompt_tokens: int, context_length: int) -> int:
-    """Return how many tokens may be generated after a prompt of this length.
+def token_budget(spec: GenerationSpec, prompt_tokens: int, context_length: int, *, param: str = "messages") -> int:
+    """Return how many tokens may be generated after a prompt of this length; ``param`` names the prompt's field.
 
     Raises:
         ContextLengthExceeded: the prompt leaves no room, or the client asks for more than there is.
@@ -96,7 +96,7 @@ def token_budget(spec: GenerationSpec, prompt_tokens: int, context_length: int) 
     if room < 1:
         raise ContextLengthExceeded(
             f"The prompt has {prompt_tokens} tokens and the model's context length is {context_length}.",
-            param="messages",
+            param=param,
             limit=context_length,
             actual=prompt_tokens,
         )
@@ -149,6 +149,7 @@ def completion_spec(
     request: CompletionRequest, card: ModelCard, defaults: Defaults, *, steering: bool = True
 ) -> GenerationSpec:
     """Map a text completion request; as `chat_spec`."""
+    _check_ids("prompt", _largest_id(request.prompt), card)
     return _spec(
         request,
         card,
@@ -215,16 +216,28 @@ def _check_logprobs(param: str, wanted: int | None, card: ModelCard) -> None:
 
 
 def _check_vocabulary(request: CommonRequest, card: ModelCard) -> None:
-    for param, ids in (
-        ("logit_bias", request.logit_bias),
-        ("stop_token_ids", request.stop_token_ids),
-        ("nvext.token_data", request.nvext.token_data if request.nvext else None),
-    ):
-        if ids and max(ids) >= card.vocab_size:
-            raise InvalidRequest(
-                f"'{param}' holds the token id {max(ids)}; the model's vocabulary ends at {card.vocab_size - 1}.",
-                param=param,
-            )
+    if request.logit_bias:
+        _check_ids("logit_bias", max(request.logit_bias), card)
+    if request.stop_token_ids:
+        _check_ids("stop_token_ids", max(request.stop_token_ids), card)
+    if request.nvext is not None and request.nvext.token_data:
+        _check_ids("nvext.token_data", max(request.nvext.token_data), card)
+
+
+def _check_ids(param: str, largest: int, card: ModelCard) -> None:
+    if largest >= card.vocab_size:
+        raise InvalidRequest(
+            f"'{param}' holds the token id {largest}; the model's vocabulary ends at {card.vocab_size - 1}.",
+            param=param,
+        )
+
+
+def _largest_id(prompt: str | list[str | int | list[int]]) -> int:
+    if isinstance(prompt, str):
+        return -1
+    return max(
+        (max(entry) if isinstance(entry, list) else entry for entry in prompt if not isinstance(entry, str)), default=-1
+    )
 
 
 def _sampling(
