@@ -116,14 +116,14 @@ class _Maker:
                 return self.value(self._merged([rest, self._option(schema[keyword], depth)]), depth + 1)
         return self._typed(schema, depth)
 
-    def _resolved(self, schema: dict[str, Any]) -> dict[str, Any]:
-        for _ in range(_TOO_DEEP):
+    def _resolved(self, schema: dict[str, Any], nested: int = 0) -> dict[str, Any]:
+        for _ in range(_TOO_DEEP - nested):
             if "$ref" in schema:
                 rest = {k: v for k, v in schema.items() if k != "$ref"}
                 schema = self._merged([self._pointer(schema["$ref"]), rest])
             elif "allOf" in schema:
                 rest = {k: v for k, v in schema.items() if k != "allOf"}
-                schema = self._merged([rest, *(self._resolved(part) for part in schema["allOf"])])
+                schema = self._merged([rest, *(self._resolved(part, nested + 1) for part in schema["allOf"])])
             else:
                 return schema
         raise InvalidRequest("The JSON schema's references lead in a circle.", param="response_format")
