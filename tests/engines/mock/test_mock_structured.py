@@ -12,17 +12,17 @@ from holdfast.engines.mock.vocabulary import vocabulary
 from tests.engines.mock.mockrun import request, running
 
 SCHEMAS = [
-    {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 3, "maximum": 9}}, "required": ["name", "age"], "additionalProperties": False},
+    {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer", "minimum": 3, "maximum": 9}}, "required": ["name", "age"], "additionalProperties": False},  # noqa: E501
     {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 5}, "minItems": 2, "maxItems": 4},
     {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
-    {"$defs": {"node": {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["value", "next"]}}, "$ref": "#/$defs/node"},
+    {"$defs": {"node": {"type": "object", "properties": {"value": {"type": "integer"}, "next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}, "required": ["value", "next"]}}, "$ref": "#/$defs/node"},  # noqa: E501
     {"enum": ["a", 1, None]},
     {"const": {"x": [1, 2]}},
-    {"type": "object", "properties": {"when": {"type": "string", "format": "date-time"}, "tags": {"type": "array", "items": {"enum": ["x", "y", "z"]}, "uniqueItems": True, "minItems": 2}}, "required": ["when", "tags"]},
-    {"allOf": [{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}, {"properties": {"b": {"type": "integer", "multipleOf": 5}}, "required": ["b"]}]},
+    {"type": "object", "properties": {"when": {"type": "string", "format": "date-time"}, "tags": {"type": "array", "items": {"enum": ["x", "y", "z"]}, "uniqueItems": True, "minItems": 2}}, "required": ["when", "tags"]},  # noqa: E501
+    {"allOf": [{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}, {"properties": {"b": {"type": "integer", "multipleOf": 5}}, "required": ["b"]}]},  # noqa: E501
     {"type": ["string", "null"], "minLength": 3},
     {"type": "object", "minProperties": 2, "additionalProperties": {"type": "integer"}},
-    {"type": "object", "properties": {"a": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False, "minItems": 2}}, "required": ["a"]},
+    {"type": "object", "properties": {"a": {"type": "array", "prefixItems": [{"type": "string"}, {"type": "integer"}], "items": False, "minItems": 2}}, "required": ["a"]},  # noqa: E501
 ]  # fmt: skip
 
 
