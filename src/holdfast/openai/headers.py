@@ -23,6 +23,7 @@ LONGEST_TIMEOUT_MS = 24 * 60 * 60 * 1000
 """One day; a longer deadline is most likely a mistake of unit."""
 
 _TRACEPARENT = re.compile(r"^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?$")
+_IDENTIFIER = re.compile(rb"^[!-~]{1,%d}$" % limits.REQUEST_LABEL_CHARS)
 _INTEGER = re.compile(rb"^[+-]?[0-9]{1,20}$")
 
 
@@ -146,15 +147,21 @@ def _integer(least: int, most: int, what: str) -> Callable[[bytes, bytes], int]:
 
 
 def _identifier(name: bytes, value: bytes) -> str:
-    text = request_label(value)
-    if not text or "_" in text and b"_" not in value:
+    stripped = value.strip()
+    if not _IDENTIFIER.match(stripped):
         header = name.decode("ascii")
-        raise InvalidRequest(f"Header '{header}' must be a non-empty id of printable ASCII.", param=header)
-    return text
+        raise InvalidRequest(
+            f"Header '{header}' must be 1 to {limits.REQUEST_LABEL_CHARS} printable ASCII characters without spaces.",
+            param=header,
+        )
+    return stripped.decode("ascii")
 
 
 def _instance(name: bytes, value: bytes) -> str:
-    """Return an instance id; decimal numbers (as Dynamo writes them) become 16 hexadecimal digits."""
+    """Return an instance id; decimal numbers (as Dynamo writes them) become hexadecimal.
+
+    What already has 16 characters is taken as hexadecimal.
+    """
     text = _identifier(name, value)
     return f"{int(text):016x}" if text.isdecimal() and len(text) != 16 else text
 

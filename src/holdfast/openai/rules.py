@@ -54,6 +54,9 @@ def check_min_tokens(request: CommonRequest) -> None:
         )
 
 
+_ANNOTATIONS = frozenset({"formatted_prompt", "token_ids", "llm_metrics", "backend_error"})
+
+
 def check_nvext(request: CommonRequest) -> None:
     """Refuse what the extension defines and nothing here can do."""
     ext = request.nvext
@@ -61,6 +64,12 @@ def check_nvext(request: CommonRequest) -> None:
         return
     if ext.max_thinking_tokens is not None:
         raise UnsupportedFeature("'nvext.max_thinking_tokens' is not supported.", param="nvext.max_thinking_tokens")
+    for i, name in enumerate(ext.annotations or ()):
+        if name not in _ANNOTATIONS:
+            raise UnsupportedFeature(
+                f"'nvext.annotations[{i}]' is not one of {', '.join(sorted(_ANNOTATIONS))}.",
+                param=f"nvext.annotations[{i}]",
+            )
     if ext.token_data is not None and not ext.token_data:
         raise InvalidRequest("'nvext.token_data' is empty; send token ids or leave it out.", param="nvext.token_data")
 
