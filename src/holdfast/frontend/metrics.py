@@ -33,7 +33,10 @@ class FrontendMetrics:
         self.inflight = Gauge("dynamo_frontend_inflight_requests", "Requests being served.", ("model",), registry=r)
         self.leases = Gauge("holdfast_frontend_leases", "Leases held, by kind; zero at rest.", ("kind",), registry=r)
         self.migrations = Counter(
-            "dynamo_frontend_model_migration", "Streams moved to another worker.", ("model", "migration_type"), registry=r
+            "dynamo_frontend_model_migration",
+            "Streams moved to another worker.",
+            ("model", "migration_type"),
+            registry=r,
         )
         self.migration_gap = Histogram(
             "holdfast_frontend_migration_gap_seconds",
@@ -59,7 +62,11 @@ class FrontendMetrics:
             buckets=_SECONDS,
         )
         self.duration = Histogram(
-            "dynamo_frontend_request_duration_seconds", "From arrival to the end.", ("model",), registry=r, buckets=_SECONDS
+            "dynamo_frontend_request_duration_seconds",
+            "From arrival to the end.",
+            ("model",),
+            registry=r,
+            buckets=_SECONDS,
         )
         self.output_tokens = Counter(
             "dynamo_frontend_output_tokens", "Tokens delivered to clients.", ("model",), registry=r

@@ -32,8 +32,8 @@ class Reply:
     """One HTTP response, streamed or whole. `write` and `finish` may be called from any callback of the loop."""
 
     __slots__ = (
-        "_buffer", "_flusher", "_head", "_loop", "_resume_streams", "_send", "_spawn", "_transport", "_unsent",
-        "blocked_since", "finished", "idle_ticks", "started",
+        "_buffer", "_flusher", "_head", "_loop", "_send", "_spawn", "_stall", "_transport", "_unsent",
+        "blocked_since", "finished", "idle_ticks", "on_unblocked", "started",
     )  # fmt: skip
 
     def __init__(
@@ -42,7 +42,7 @@ class Reply:
         flusher: Flusher,
         spawn: Callable[[Coroutine[Any, Any, None]], Any],
         transport: asyncio.WriteTransport | None,
-        resume_streams: Callable[[], None],
+        stall_timeout: float,
     ):
         """Create it; nothing is sent before `start`.
 
@@ -51,13 +51,15 @@ class Reply:
             flusher: where responses with bytes to write wait for the end of the read.
             spawn: runs the write of a blocked client to its end, owned by the request.
             transport: to see whether a blocked client takes anything.
-            resume_streams: called when a blocked client has taken everything.
+            stall_timeout: seconds after which a client that does not even take the end is dropped; 0: never.
         """
         self._send = send
         self._flusher = flusher
         self._spawn = spawn
         self._transport = transport
-        self._resume_streams = resume_streams
+        self._stall = stall_timeout
+        self.on_unblocked: Callable[[], None] = _nothing
+        """Called when a blocked client has taken everything that was written."""
         self._loop = asyncio.get_running_loop()
         self._buffer: list[bytes] = []
         self._head: dict[str, Any] | None = None
@@ -113,9 +115,26 @@ class Reply:
             self.write(COMMENT)
             self.push()
 
+    def abort(self) -> None:
+        """Drop the connection: the client takes nothing, so it cannot be told anything either."""
+        self.abandon()
+        if self._transport is not None:
+            self._transport.abort()
+
+    def abandon(self) -> None:
+        """Nobody is there any more: nothing is written from now on."""
+        self.finished = True
+        self._buffer.clear()
+
     def look(self, now: float) -> None:
-        """Restart the clock of a blocked client that has taken something since the last look."""
+        """Restart the clock of a blocked client that has taken something since the last look.
+
+        A client that stalls over the last bytes has no stream left that could notice: it is dropped here.
+        """
         if self.blocked_since is None or self._transport is None:
+            return
+        if self.finished and self._stall and now - self.blocked_since > self._stall:
+            self.abort()
             return
         unsent = self._transport.get_write_buffer_size()
         if unsent != self._unsent:
@@ -136,8 +155,12 @@ class Reply:
             await _resume(waits_for, sending)
         finally:
             self.blocked_since = None
-        self._resume_streams()
+        self.on_unblocked()
         self.push()
+
+
+def _nothing() -> None:
+    return
 
 
 class KeepAlive:

@@ -1,0 +1,164 @@
+"""Everything that is not generation: models, health, metrics, debugging, the API's description.
+
+Must never be on the token path.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from holdfast.base.errors import HoldfastError, InvalidRequest, ModelNotFound, NotFound
+from holdfast.openai.encode import model_object, models_list
+from holdfast.openai.errors import error_response
+from holdfast.openai.schema import docs_page, openapi_document
+
+if TYPE_CHECKING:
+    from holdfast.frontend.app import Frontend
+    from holdfast.requests.generation import Generation
+
+_json = msgspec.json.Encoder(enc_hook=str).encode
+
+
+def make_admin(frontend: Frontend) -> Starlette:
+    """Return the application that serves all routes but the hot ones."""
+    routes = _Routes(frontend)
+    return Starlette(
+        routes=[
+            Route("/v1/models", routes.models),
+            Route("/v1/models/{name:path}", routes.model),
+            Route("/health", routes.health),
+            Route("/live", routes.live),
+            Route("/metrics", routes.metrics),
+            Route("/openapi.json", routes.openapi),
+            Route("/docs", routes.docs),
+            Route("/debug/requests", routes.requests),
+        ],
+        exception_handlers={HTTPException: _http_error, HoldfastError: _holdfast_error},
+    )
+
+
+class _Routes:
+    def __init__(self, frontend: Frontend):
+        self._frontend = frontend
+        self._since = int(time.time())  # presentation only: OpenAI's `created`
+
+    async def models(self, _request: Request) -> Response:
+        cards = {m.card.name: m.card for m in self._frontend.registry.served().values()}
+        return _body(models_list([(card, self._since) for card in cards.values()]))
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        served = self._frontend.registry.served().get(name)
+        if served is None:
+            raise ModelNotFound(f"The model '{name}' does not exist here.", param="model")
+        return _body(model_object(served.card, self._since, name))
+
+    async def health(self, _request: Request) -> Response:
+        pool = self._frontend.pool
+        records = [w.record for w in pool.all_workers()]
+        usable = {name: len(pool.usable(name)) for name in pool.models()}
+        endpoints = sorted({f"dyn://{r.namespace}.{r.component}.{e}" for r in records for e in r.endpoints})
+        healthy = any(usable.values()) and not self._frontend.draining
+        state = "healthy" if healthy else ("shutting_down" if self._frontend.draining else "unhealthy")
+        content = {
+            "status": state,
+            "message": _why(state),
+            "endpoints": endpoints,
+            "instances": [
+                {
+                    "component": w.record.component,
+                    "endpoint": "generate",
+                    "namespace": w.record.namespace,
+                    "instance_id": w.instance,
+                    "transport": {"tcp": w.record.address},
+                    "state": w.state,
+                    "draining": w.draining,
+                    "models": [card.name for card in w.record.cards],
+                    "pid": w.record.pid,
+                }
+                for w in pool.all_workers()
+            ],
+            "models": usable,
+        }
+        return _body(_json(content), 200 if healthy else 503)
+
+    async def live(self, _request: Request) -> Response:
+        return _body(b'{"status":"live","message":"Service is live"}')
+
+    async def metrics(self, _request: Request) -> Response:
+        frontend = self._frontend
+        for kind, held in frontend.services.leases.sums().items():
+            frontend.metrics.leases.labels(kind).set(held)
+        for worker in frontend.pool.all_workers():
+            frontend.metrics.tokens_after_cancel.labels(worker.instance).set(worker.progress.tokens_after_cancel)
+        return Response(generate_latest(frontend.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    async def openapi(self, _request: Request) -> Response:
+        return _body(openapi_document())
+
+    async def docs(self, _request: Request) -> Response:
+        return HTMLResponse(docs_page())
+
+    async def requests(self, _request: Request) -> Response:
+        now = asyncio.get_running_loop().time()
+        active = self._frontend.generate.active
+        content = {
+            "leases": self._frontend.services.leases.sums(),
+            "requests": [
+                {"id": r.id, "label": r.label, "model": r.model, "streams": [_stream(s, now) for s in r.streams]}
+                for r in active.values()
+            ],
+        }
+        return _body(_json(content))
+
+
+def _stream(stream: Generation, now: float) -> dict[str, Any]:
+    return {
+        "choice": stream.plan.choice,
+        "state": stream.state,
+        "worker": stream.worker,
+        "seconds": round(now - stream.started_at, 3),
+        "prompt_tokens": stream.plan.prompt_length,
+        "tokens": stream.count,
+        "delivered": stream.delivered,
+        "blocked": stream.blocked_since is not None,
+        "timeline": [{"at": round(at, 4), "event": event, "detail": detail} for at, event, detail in stream.timeline],
+    }
+
+
+def _why(state: str) -> str:
+    if state == "healthy":
+        return "at least one usable worker serves a model"
+    if state == "shutting_down":
+        return "this frontend is draining"
+    return "no usable worker serves any model; see 'instances' for who is known and in what state"
+
+
+def _body(content: bytes, status: int = 200) -> Response:
+    return Response(content, status, headers={"content-type": "application/json"})
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    status = error.status_code if isinstance(error, HTTPException) else 500
+    if status == 405:
+        wrong: HoldfastError = InvalidRequest(f"{request.method} is not what {request.url.path} is for; see /docs.")
+    else:
+        wrong = NotFound(f"There is nothing at {request.url.path}; see /docs for what there is.")
+    answer = error_response(wrong)
+    return Response(answer.body, status, headers={"content-type": "application/json"})
+
+
+async def _holdfast_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HoldfastError)  # noqa: S101 - what this handler is registered for
+    answer = error_response(error)
+    return Response(answer.body, answer.status, headers={"content-type": "application/json"})

@@ -1,0 +1,205 @@
+"""The answer to one request: where its choices come together, and where its one HTTP response is decided.
+
+Until a worker has accepted, an error is an HTTP error; afterwards it is an event of the stream. An error of one
+choice ends the whole request, as OpenAI's clients expect. Must never know about workers beyond their name.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from holdfast.base.errors import HoldfastError
+from holdfast.frontend.choices import Choice, StreamedChoice, WholeChoice
+from holdfast.frontend.prepare import Prepared
+from holdfast.frontend.reply import Reply
+from holdfast.openai.encode import (
+    DONE,
+    ChatChoice,
+    ChatStreamEncoder,
+    CompletionStreamEncoder,
+    TextChoice,
+    chat_completion,
+    completion,
+    usage,
+)
+from holdfast.openai.errors import error_event, error_response
+from holdfast.openai.logprobs import TokenNames
+from holdfast.openai.responses import CompletionUsage
+from holdfast.requests.plan import Ending
+from holdfast.requests.request import Request
+
+_SSE = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class Answer(abc.ABC):
+    """Shared by both kinds of answers. ``choices`` are the outputs of the request's streams, in order."""
+
+    def __init__(self, reply: Reply, request_id: str, label: str, created: int, prepared: Prepared):
+        self.reply = reply
+        self.request_id = request_id
+        self.label = label
+        self.created = created
+        self.prepared = prepared
+        self.done = False
+        """The response is complete as far as this side is concerned."""
+        self.outcome = ""
+        """Empty when all went well, else the error's code."""
+        self.choices: list[Choice] = self._make_choices()
+        self._request: Request | None = None
+        self._worker = ""
+        self._open = len(self.choices)
+        reply.on_unblocked = self._resume
+
+    def begin(self, request: Request) -> None:
+        """Tie the choices to their streams."""
+        self._request = request
+        for choice, stream in zip(self.choices, request.streams, strict=True):
+            choice.stream = stream
+
+    def refuse(self, error: HoldfastError) -> None:
+        """Answer with an error; nothing has been sent yet."""
+        answer = error_response(error, self.label)
+        self.outcome = error.code
+        self.done = True
+        self.reply.hold({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        self.reply.write(answer.body)
+        self.reply.finish()
+        self.reply.push()
+
+    def accepted(self, worker: str) -> None:
+        """A worker owns one of the choices."""
+        self._worker = self._worker or worker
+
+    def ended(self, choice: Choice, ending: Ending) -> None:
+        """One choice has had its terminal event."""
+        self._open -= 1
+        if self.done:
+            return
+        if ending.error is not None:
+            self._fail(ending.error)
+            return
+        choice.close(ending)
+        if self._open == 0:
+            self.done = True
+            self._complete()
+            self.reply.finish()
+            self.reply.push()
+
+    def head(self, headers: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
+        """Return the response's head with what every answer carries."""
+        own = [(b"x-request-id", self.label.encode("latin-1", "replace"))]
+        if self._worker:
+            own.append((b"x-holdfast-worker", self._worker.encode()))
+        return {"type": "http.response.start", "status": 200, "headers": [*headers, *own]}
+
+    def counts(self) -> CompletionUsage:
+        """Return the usage of the whole request: each prompt once, all choices."""
+        endings = [c.ending for c in self.choices if c.ending is not None]
+        cached = sum(c.ending.cached_tokens for c in self.choices[:: self.prepared.spec.n] if c.ending is not None)
+        return usage(
+            sum(len(p.ids) for p in self.prepared.prompts),
+            sum(e.completion_tokens for e in endings),
+            cached,
+            sum(c.reasoning_tokens for c in self.choices),
+        )
+
+    def _fail(self, error: HoldfastError) -> None:
+        self.outcome = error.code
+        if self.reply.blocked_since is not None:
+            self.done = True
+            self.reply.abort()
+        elif not self.reply.started:
+            self.refuse(error)
+        else:
+            self.done = True
+            self.reply.write(error_event(error) + DONE)
+            self.reply.finish()
+            self.reply.push()
+        if self._request is not None:
+            self._request.cancel("another choice failed")
+
+    def _resume(self) -> None:
+        if self._request is not None:
+            for stream in self._request.streams:
+                stream.deliver()
+
+    @abc.abstractmethod
+    def _make_choices(self) -> list[Choice]:
+        """Return the outputs, in order."""
+
+    @abc.abstractmethod
+    def _complete(self) -> None:
+        """Write what comes after the last choice's end."""
+
+
+class StreamedAnswer(Answer):
+    """Server-sent events."""
+
+    def accepted(self, worker: str) -> None:
+        """The first accept lets the head and the first events go."""
+        first = not self._worker
+        super().accepted(worker)
+        if first and not self.reply.started:
+            self.reply.hold(self.head(_SSE))
+            self.reply.start()
+        if first:
+            for choice in self.choices:
+                choice.open()
+            self.reply.push()
+
+    def hold(self) -> None:
+        """Be ready to start without an accept: a comment is due."""
+        self.reply.hold(self.head(_SSE))
+
+    def begin(self, request: Request) -> None:
+        """Tie the choices to their streams; a comment may start the response early."""
+        super().begin(request)
+        self.hold()
+
+    def _make_choices(self) -> list[Choice]:
+        spec = self.prepared.spec
+        cls = ChatStreamEncoder if self.prepared.surface == "chat_completions" else CompletionStreamEncoder
+        encoder = cls(
+            self.request_id,
+            self.created,
+            self.prepared.model,
+            fingerprint=self.prepared.served.card.fingerprint,
+            include_usage=spec.include_usage,
+        )
+        names = TokenNames(self.prepared.served.text.tokenizer.token_bytes, as_ids=spec.tokens_as_ids)
+        total = len(self.prepared.prompts) * spec.n
+        return [StreamedChoice(self, i, encoder if i == 0 else encoder.choice(i), names) for i in range(total)]
+
+    def _complete(self) -> None:
+        if self.prepared.spec.include_usage:
+            encoder = self.choices[0].encoder
+            self.reply.write(encoder.usage(self.counts()) + DONE)
+        else:
+            self.reply.write(DONE)
+
+
+class WholeAnswer(Answer):
+    """One JSON body at the end."""
+
+    def _make_choices(self) -> list[Choice]:
+        names = TokenNames(self.prepared.served.text.tokenizer.token_bytes, as_ids=self.prepared.spec.tokens_as_ids)
+        return [WholeChoice(self, i, names) for i in range(len(self.prepared.prompts) * self.prepared.spec.n)]
+
+    def _complete(self) -> None:
+        finished = [choice.finished() for choice in self.choices]
+        fingerprint = self.prepared.served.card.fingerprint
+        args = (self.request_id, self.created, self.prepared.model)
+        if self.prepared.surface == "chat_completions":
+            chat = [c for c in finished if isinstance(c, ChatChoice)]
+            body = chat_completion(*args, chat, self.counts(), fingerprint=fingerprint)
+        else:
+            text = [c for c in finished if isinstance(c, TextChoice)]
+            body = completion(*args, text, self.counts(), fingerprint=fingerprint)
+        length = (b"content-length", b"%d" % len(body))
+        self.reply.hold(self.head(((b"content-type", b"application/json"), length)))
+        self.reply.write(body)

@@ -1,0 +1,85 @@
+"""The ASGI application: the hot routes straight, everything else through Starlette.
+
+Must never parse a request or hold one's state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from holdfast.base.errors import CapacityExhausted
+from holdfast.frontend.admin import make_admin
+from holdfast.frontend.body import Receive, Send
+from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.generate import GenerateRoute
+from holdfast.frontend.metrics import FrontendMetrics
+from holdfast.frontend.registry import ModelRegistry
+from holdfast.requests.service import Services
+from holdfast.runtime.pool import WorkerPool
+
+log = logging.getLogger(__name__)
+Scope = MutableMapping[str, Any]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Frontend:
+    """The application of one frontend process."""
+
+    def __init__(
+        self,
+        config: FrontendConfig,
+        services: Services,
+        pool: WorkerPool,
+        registry: ModelRegistry,
+        metrics: FrontendMetrics,
+    ):
+        self.config = config
+        self.services = services
+        self.pool = pool
+        self.registry = registry
+        self.metrics = metrics
+        self.cut = False
+        """Whether draining had to end streams."""
+        self.generate = GenerateRoute(config, services, registry, metrics)
+        self._hot: dict[tuple[str, str], App] = {
+            ("POST", "/v1/chat/completions"): self.generate.chat,
+            ("POST", "/v1/completions"): self.generate.completion,
+        }
+        self._admin: App = make_admin(self)
+
+    @property
+    def draining(self) -> bool:
+        """Whether new requests are turned away."""
+        return self.generate.refusal is not None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        route = self._hot.get((scope["method"], scope["path"]))
+        await (route or self._admin)(scope, receive, send)
+
+    async def drain(self, grace: float) -> None:
+        """Turn new requests away and give the running ones this many seconds to finish."""
+        self.generate.refusal = CapacityExhausted(
+            "This frontend is shutting down.", retry_after=1.0, layer="frontend", knob="shutdown"
+        )
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
+        while self.generate.active and loop.time() < until:
+            await asyncio.sleep(min(0.05, max(0.0, until - loop.time())))
+
+    def end_all(self) -> None:
+        """End what still runs, each stream with a typed error."""
+        active = list(self.generate.active.values())
+        self.cut = bool(active)
+        if active:
+            log.warning("%d requests were still running when the grace period ended; they get an error", len(active))
+        for request in active:
+            for stream in request.streams:
+                stream.finish_with(CapacityExhausted("This frontend is shutting down.", retry_after=1.0))
+
+    def close(self) -> None:
+        """Let helpers go."""
+        self.generate.close()

@@ -1,0 +1,216 @@
+"""The two hot routes: from an HTTP request to streams, and until the client has everything or is gone.
+
+One task per HTTP request waits for the client to leave; one drives each stream between attempts; no task is
+involved in a token. Must never decide about workers or encode text.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from holdfast.base.errors import Cancelled, HoldfastError, InternalError
+from holdfast.base.ids import RequestId, draw_request_id
+from holdfast.engines.contract import pack_ids
+from holdfast.frontend.answers import Answer, StreamedAnswer, WholeAnswer
+from holdfast.frontend.body import Receive, Send, read_body
+from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.metrics import FrontendMetrics
+from holdfast.frontend.offload import Offload
+from holdfast.frontend.prepare import Prepared, Preparer, Surface
+from holdfast.frontend.registry import ModelRegistry
+from holdfast.frontend.reply import KeepAlive, Reply
+from holdfast.openai.errors import error_response
+from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
+from holdfast.openai.keys import KeyRing
+from holdfast.openai.mapping import token_budget
+from holdfast.requests import seeds
+from holdfast.requests.plan import Deadlines, Plan
+from holdfast.requests.request import Request
+from holdfast.requests.service import Services
+
+log = logging.getLogger(__name__)
+
+
+class GenerateRoute:
+    """Serves chat and text completions."""
+
+    def __init__(self, config: FrontendConfig, services: Services, registry: ModelRegistry, metrics: FrontendMetrics):
+        self._config = config
+        self._services = services
+        self._metrics = metrics
+        self._offload = Offload()
+        self._preparer = Preparer(registry, self._offload, steering=config.trust_client_priority)
+        self._limit = config.http_body_limit_mb * 1024 * 1024
+        self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000)
+        self._keys = KeyRing(Path(config.api_keys_file)) if config.api_keys_file else None
+        self.active: dict[RequestId, Request] = {}
+        """Requests that have been started and not ended."""
+        self.refusal: HoldfastError | None = None
+        """When set, what every new request is told (shutdown)."""
+
+    async def chat(self, scope: Any, receive: Receive, send: Send) -> None:
+        """POST /v1/chat/completions."""
+        await self._serve("chat_completions", scope, receive, send)
+
+    async def completion(self, scope: Any, receive: Receive, send: Send) -> None:
+        """POST /v1/completions."""
+        await self._serve("completions", scope, receive, send)
+
+    def close(self) -> None:
+        """Let helpers go."""
+        self._offload.close()
+
+    async def _serve(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
+        request_id = draw_request_id(self._services.rng)
+        model, kind = "", "unary"
+        try:
+            headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
+            self._admit(scope)
+            body = await read_body(receive, self._limit, _content_length(scope))
+            prepared = await self._preparer.prepare(surface, body)
+            del body
+            model, kind = prepared.served.card.name, "stream" if prepared.spec.stream else "unary"
+            plans = self._plans(request_id, prepared, headers)
+        except Cancelled:
+            self._count(model, surface, kind, "cancelled")
+            return
+        except HoldfastError as error:
+            self._count(model, surface, kind, error.code)
+            await self._refuse(send, error, headers_label(scope) or request_id)
+            return
+        except Exception:
+            log.exception("request %s could not be prepared", request_id)
+            self._count(model, surface, kind, "internal")
+            await self._refuse(send, InternalError("The request could not be prepared."), request_id)
+            return
+        with self._metrics.inflight.labels(model).track_inprogress():
+            outcome = await self._run(request_id, prepared, plans, scope, receive, send)
+        self._count(model, surface, kind, outcome)
+
+    async def _run(
+        self, request_id: RequestId, prepared: Prepared, plans: list[Plan], scope: Any, receive: Receive, send: Send
+    ) -> str:
+        async with asyncio.TaskGroup() as group:
+            answer = self._answer(request_id, prepared, plans, scope, send, group)
+            reply = answer.reply
+            try:
+                request = Request(self._services, list(zip(plans, answer.choices, strict=True)))
+            except HoldfastError as error:
+                answer.refuse(error)
+                return error.code
+            answer.begin(request)
+            self.active[request_id] = request
+            self._keep_alive.add(reply)
+            try:
+                driver = group.create_task(request.run())
+                while (await receive())["type"] != "http.disconnect":
+                    pass
+                if not answer.done:
+                    request.cancel("client_disconnected")
+                await driver
+            finally:
+                self._keep_alive.remove(reply)
+                del self.active[request_id]
+                reply.abandon()
+        return answer.outcome
+
+    def _answer(
+        self,
+        request_id: RequestId,
+        prepared: Prepared,
+        plans: list[Plan],
+        scope: Any,
+        send: Send,
+        group: asyncio.TaskGroup,
+    ) -> Answer:
+        reply = Reply(
+            send,
+            self._services.flusher,
+            group.create_task,
+            scope.get("holdfast.transport"),
+            stall_timeout=self._config.requests.client_stall_timeout,
+        )
+        cls = StreamedAnswer if prepared.spec.stream else WholeAnswer
+        return cls(reply, request_id, plans[0].label or request_id, int(time.time()), prepared)
+
+    def _plans(self, request_id: RequestId, prepared: Prepared, headers: RequestHeaders) -> list[Plan]:
+        spec = prepared.spec
+        card = prepared.served.card
+        bounds = self._bounds(headers)
+        steering = headers.steer(spec.steering)
+        seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
+        plans = []
+        for prompt in prepared.prompts:
+            budget = token_budget(spec, len(prompt.ids), card.context_length)
+            stop = spec.stop_rules(budget)
+            terminal = frozenset(stop.stop_token_ids) | (
+                frozenset() if stop.ignore_eos else frozenset(card.eos_token_ids)
+            )
+            ids = pack_ids(prompt.ids)
+            for _ in range(spec.n):
+                choice = len(plans)
+                plans.append(
+                    Plan(
+                        request_id=request_id,
+                        model=card.name,
+                        prompt_ids=ids,
+                        prompt_length=len(prompt.ids),
+                        sampling=spec.sampling_for(seeds.mix(seed, choice)),
+                        stop=stop,
+                        context_length=card.context_length,
+                        deadlines=bounds,
+                        choice=choice,
+                        label=headers.label,
+                        traceparent=headers.traceparent,
+                        priority=steering.priority,
+                        terminal_ids=terminal,
+                    )
+                )
+        return plans
+
+    def _bounds(self, headers: RequestHeaders) -> Deadlines:
+        return self._services.bounds(
+            accept=_seconds(headers.accept_ms),
+            first_token=_seconds(headers.first_token_ms),
+            inter_token=_seconds(headers.inter_token_ms),
+            total=_seconds(headers.total_ms),
+        )
+
+    def _admit(self, scope: Any) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        if self._keys is not None:
+            self._keys.refresh()
+            self._keys.check(find_header(scope["headers"], b"authorization"))
+
+    async def _refuse(self, send: Send, error: HoldfastError, label: str) -> None:
+        answer = error_response(error, label)
+        await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        await send({"type": "http.response.body", "body": answer.body})
+
+    def _count(self, model: str, surface: Surface, kind: str, outcome: str) -> None:
+        status = "success" if outcome == "" else "error"
+        self._metrics.requests.labels(model, surface, kind, status, outcome).inc()
+        if outcome in ("cancelled", "client_stalled"):
+            self._metrics.cancellations.labels(model, surface, kind).inc()
+
+
+def headers_label(scope: Any) -> str:
+    """Return the client's label even when other headers are wrong."""
+    try:
+        return parse_headers([h for h in scope["headers"] if h[0] == b"x-request-id"]).label
+    except HoldfastError:
+        return ""
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if milliseconds is None else milliseconds / 1000
+
+
+def _content_length(scope: Any) -> int | None:
+    value = find_header(scope["headers"], b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
