@@ -159,6 +159,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 async def _holdfast_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, HoldfastError)  # noqa: S101 - what this handler is registered for
+    assert isinstance(error, HoldfastError)
     answer = error_response(error)
     return Response(answer.body, answer.status, headers={"content-type": "application/json"})

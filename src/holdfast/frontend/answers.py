@@ -7,7 +7,7 @@ choice ends the whole request, as OpenAI's clients expect. Must never know about
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.choices import Choice, StreamedChoice, WholeChoice
@@ -36,7 +36,10 @@ _SSE = (
 )
 
 
-class Answer(abc.ABC):
+ChoiceT = TypeVar("ChoiceT", bound=Choice)
+
+
+class Answer(abc.ABC, Generic[ChoiceT]):
     """Shared by both kinds of answers. ``choices`` are the outputs of the request's streams, in order."""
 
     def __init__(self, reply: Reply, request_id: str, label: str, created: int, prepared: Prepared):
@@ -49,7 +52,7 @@ class Answer(abc.ABC):
         """The response is complete as far as this side is concerned."""
         self.outcome = ""
         """Empty when all went well, else the error's code."""
-        self.choices: list[Choice] = self._make_choices()
+        self.choices: list[ChoiceT] = self._make_choices()
         self._request: Request | None = None
         self._worker = ""
         self._open = len(self.choices)
@@ -129,7 +132,7 @@ class Answer(abc.ABC):
                 stream.deliver()
 
     @abc.abstractmethod
-    def _make_choices(self) -> list[Choice]:
+    def _make_choices(self) -> list[ChoiceT]:
         """Return the outputs, in order."""
 
     @abc.abstractmethod
@@ -137,7 +140,7 @@ class Answer(abc.ABC):
         """Write what comes after the last choice's end."""
 
 
-class StreamedAnswer(Answer):
+class StreamedAnswer(Answer[StreamedChoice]):
     """Server-sent events."""
 
     def accepted(self, worker: str) -> None:
@@ -161,7 +164,7 @@ class StreamedAnswer(Answer):
         super().begin(request)
         self.hold()
 
-    def _make_choices(self) -> list[Choice]:
+    def _make_choices(self) -> list[StreamedChoice]:
         spec = self.prepared.spec
         cls = ChatStreamEncoder if self.prepared.surface == "chat_completions" else CompletionStreamEncoder
         encoder = cls(
@@ -183,10 +186,10 @@ class StreamedAnswer(Answer):
             self.reply.write(DONE)
 
 
-class WholeAnswer(Answer):
+class WholeAnswer(Answer[WholeChoice]):
     """One JSON body at the end."""
 
-    def _make_choices(self) -> list[Choice]:
+    def _make_choices(self) -> list[WholeChoice]:
         names = TokenNames(self.prepared.served.text.tokenizer.token_bytes, as_ids=self.prepared.spec.tokens_as_ids)
         return [WholeChoice(self, i, names) for i in range(len(self.prepared.prompts) * self.prepared.spec.n)]
 

@@ -6,6 +6,7 @@ Must never parse a request or hold one's state.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -65,10 +66,8 @@ class Frontend:
         self.generate.refusal = CapacityExhausted(
             "This frontend is shutting down.", retry_after=1.0, layer="frontend", knob="shutdown"
         )
-        loop = asyncio.get_running_loop()
-        until = loop.time() + grace
-        while self.generate.active and loop.time() < until:
-            await asyncio.sleep(min(0.05, max(0.0, until - loop.time())))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.generate.idle.wait(), grace)
 
     def end_all(self) -> None:
         """End what still runs, each stream with a typed error."""

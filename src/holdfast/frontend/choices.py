@@ -7,7 +7,7 @@ one, through the text assembler. Must never know about HTTP beyond the reply it 
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from holdfast.openai.encode import (
     UNDISTURBED,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 class Choice(abc.ABC):
     """An `Output` of the request lifecycle; ``stream`` is set before anything is called."""
 
-    def __init__(self, answer: Answer, index: int, names: TokenNames):
+    def __init__(self, answer: Answer[Any], index: int, names: TokenNames):
         prepared = answer.prepared
         spec = prepared.spec
         self.answer = answer
@@ -111,7 +111,7 @@ class StreamedChoice(Choice):
     """Writes events."""
 
     def __init__(
-        self, answer: Answer, index: int, encoder: ChatStreamEncoder | CompletionStreamEncoder, names: TokenNames
+        self, answer: Answer[Any], index: int, encoder: ChatStreamEncoder | CompletionStreamEncoder, names: TokenNames
     ):
         super().__init__(answer, index, names)
         self.encoder = encoder
@@ -181,7 +181,7 @@ class StreamedChoice(Choice):
 class WholeChoice(Choice):
     """Collects, and is written at the end."""
 
-    def __init__(self, answer: Answer, index: int, names: TokenNames):
+    def __init__(self, answer: Answer[Any], index: int, names: TokenNames):
         super().__init__(answer, index, names)
         self._lazy = self.assembler.fast
         """Nobody needs the text before the end: it is decoded in one go."""
@@ -208,7 +208,7 @@ class WholeChoice(Choice):
             self._tokens += tokens
         return used
 
-    def close(self, ending: Ending) -> None:
+    def close(self, ending: Ending) -> None:  # noqa: ARG002 - the body is written later
         """Bring out what is held back."""
         if self._lazy and self.stream is not None:
             deltas, _ = self.assembler.push(self.stream.generated.tolist())
@@ -218,7 +218,7 @@ class WholeChoice(Choice):
     def finished(self) -> ChatChoice | TextChoice:
         """Return the choice for the body."""
         ending = self.ending
-        assert ending is not None  # noqa: S101 - called after all choices have ended
+        assert ending is not None
         text = "".join(self._text)
         reason = self.finish_reason(ending)
         wanted = self.answer.prepared.spec.sampling.logprobs is not None

@@ -10,12 +10,12 @@ import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from holdfast.base.errors import Cancelled, HoldfastError, InternalError
 from holdfast.base.ids import RequestId, draw_request_id
 from holdfast.engines.contract import pack_ids
-from holdfast.frontend.answers import Answer, StreamedAnswer, WholeAnswer
+from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Receive, Send, read_body
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.metrics import FrontendMetrics
@@ -35,6 +35,14 @@ from holdfast.requests.service import Services
 log = logging.getLogger(__name__)
 
 
+class _Call(NamedTuple):
+    """The ASGI side of one request."""
+
+    scope: Any
+    receive: Receive
+    send: Send
+
+
 class GenerateRoute:
     """Serves chat and text completions."""
 
@@ -49,22 +57,26 @@ class GenerateRoute:
         self._keys = KeyRing(Path(config.api_keys_file)) if config.api_keys_file else None
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
+        self.idle = asyncio.Event()
+        """Set while no request is active."""
+        self.idle.set()
         self.refusal: HoldfastError | None = None
         """When set, what every new request is told (shutdown)."""
 
     async def chat(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        await self._serve("chat_completions", scope, receive, send)
+        await self._serve("chat_completions", _Call(scope, receive, send))
 
     async def completion(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        await self._serve("completions", scope, receive, send)
+        await self._serve("completions", _Call(scope, receive, send))
 
     def close(self) -> None:
         """Let helpers go."""
         self._offload.close()
 
-    async def _serve(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
+    async def _serve(self, surface: Surface, call: _Call) -> None:
+        scope, receive, send = call
         request_id = draw_request_id(self._services.rng)
         model, kind = "", "unary"
         try:
@@ -88,26 +100,26 @@ class GenerateRoute:
             await self._refuse(send, InternalError("The request could not be prepared."), request_id)
             return
         with self._metrics.inflight.labels(model).track_inprogress():
-            outcome = await self._run(request_id, prepared, plans, scope, receive, send)
+            outcome = await self._run(request_id, prepared, plans, call)
         self._count(model, surface, kind, outcome)
 
-    async def _run(
-        self, request_id: RequestId, prepared: Prepared, plans: list[Plan], scope: Any, receive: Receive, send: Send
-    ) -> str:
+    async def _run(self, request_id: RequestId, prepared: Prepared, plans: list[Plan], call: _Call) -> str:
         async with asyncio.TaskGroup() as group:
-            answer = self._answer(request_id, prepared, plans, scope, send, group)
-            reply = answer.reply
+            reply = self._reply(call, group)
+            kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
+            answer = kind(reply, request_id, plans[0].label or request_id, int(time.time()), prepared)
             try:
-                request = Request(self._services, list(zip(plans, answer.choices, strict=True)))
+                request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
             except HoldfastError as error:
                 answer.refuse(error)
                 return error.code
             answer.begin(request)
             self.active[request_id] = request
+            self.idle.clear()
             self._keep_alive.add(reply)
             try:
                 driver = group.create_task(request.run())
-                while (await receive())["type"] != "http.disconnect":
+                while (await call.receive())["type"] != "http.disconnect":
                     pass
                 if not answer.done:
                     request.cancel("client_disconnected")
@@ -115,27 +127,19 @@ class GenerateRoute:
             finally:
                 self._keep_alive.remove(reply)
                 del self.active[request_id]
+                if not self.active:
+                    self.idle.set()
                 reply.abandon()
         return answer.outcome
 
-    def _answer(
-        self,
-        request_id: RequestId,
-        prepared: Prepared,
-        plans: list[Plan],
-        scope: Any,
-        send: Send,
-        group: asyncio.TaskGroup,
-    ) -> Answer:
-        reply = Reply(
-            send,
+    def _reply(self, call: _Call, group: asyncio.TaskGroup) -> Reply:
+        return Reply(
+            call.send,
             self._services.flusher,
             group.create_task,
-            scope.get("holdfast.transport"),
+            call.scope.get("holdfast.transport"),
             stall_timeout=self._config.requests.client_stall_timeout,
         )
-        cls = StreamedAnswer if prepared.spec.stream else WholeAnswer
-        return cls(reply, request_id, plans[0].label or request_id, int(time.time()), prepared)
 
     def _plans(self, request_id: RequestId, prepared: Prepared, headers: RequestHeaders) -> list[Plan]:
         spec = prepared.spec
@@ -143,7 +147,7 @@ class GenerateRoute:
         bounds = self._bounds(headers)
         steering = headers.steer(spec.steering)
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
-        plans = []
+        plans: list[Plan] = []
         for prompt in prepared.prompts:
             budget = token_budget(spec, len(prompt.ids), card.context_length)
             stop = spec.stop_rules(budget)

@@ -47,7 +47,7 @@ async def serve(config: FrontendConfig) -> int:
     Raises:
         Conflict: the HTTP port is taken.
     """
-    rng = random.Random(secrets.randbits(128))  # noqa: S311 - the seeded source that is handed down, not a secret
+    rng = random.Random(secrets.randbits(128))
     sock = listen(config.http_host, config.http_port)
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()

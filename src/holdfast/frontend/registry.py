@@ -55,7 +55,7 @@ class _Fetch:
     def on_tokens(self, index: int, tokens: Sequence[int], logprobs: Logprobs | None) -> None:
         """See `StreamHandler`."""
 
-    def on_data(self, index: int, payload: bytes) -> None:
+    def on_data(self, index: int, payload: bytes) -> None:  # noqa: ARG002 - the protocol's signature
         """See `StreamHandler`."""
         self._parts.append(bytes(payload))
 
@@ -63,7 +63,7 @@ class _Fetch:
         """See `StreamHandler`."""
         self._fail(error)
 
-    def on_end(self, finish: str, error: HoldfastError | None, cached_tokens: int) -> None:
+    def on_end(self, finish: str, error: HoldfastError | None, cached_tokens: int) -> None:  # noqa: ARG002 - as above
         """See `StreamHandler`."""
         if error is not None:
             self._fail(error)

@@ -43,11 +43,6 @@ class Output(Protocol):
     """Where a stream's tokens go: text, encoding and the client's connection."""
 
     @property
-    def migration_type(self) -> MigrationType:
-        """Which kind of move the next attempt is."""
-        return migration_type(self._history)
-
-    @property
     def blocked_since(self) -> float | None:
         """Loop time since which the client takes no bytes; None: it does."""
 
@@ -157,7 +152,7 @@ class Generation:
         return attempt
 
     async def _after_failure(self, attempt: Attempt, error: HoldfastError) -> None:
-        self._stalled_at = asyncio.get_running_loop().time()
+        self._stalled_at = self._stalled_at or asyncio.get_running_loop().time()
         record(self._history, error, progressed=attempt.progressed)
         self._note("failed", f"{error.code} at token {self.count}")
         if not isinstance(error, AcceptOverdue):
@@ -337,6 +332,11 @@ class Generation:
     def remaining_ms(self, now: float) -> int:
         """Return the milliseconds left for the whole request; 0: no bound."""
         return max(1, int((self.expires - now) * 1000)) if self.expires else 0
+
+    @property
+    def migration_type(self) -> MigrationType:
+        """Which kind of move the next attempt is."""
+        return migration_type(self._history)
 
     @property
     def blocked_since(self) -> float | None:
