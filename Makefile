@@ -1,0 +1,57 @@
+# `make` lists what there is. Everything runs in the private environment .venv, set up from requirements/*.lock.
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+HOLDFAST := .venv/bin/holdfast
+ARGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: help setup dev serve demo proof-kills status test test-slow lint format types imports bench docs lock clean
+
+setup: ; @tools/setup.sh embedded
+dev: ; @tools/setup.sh dev
+
+serve: setup ## a frontend and two workers with the embedded model; ARGS="--workers 3"
+	@$(HOLDFAST) serve $(ARGS)
+
+demo: setup ## kill a worker in mid-sentence and watch the sentence go on
+	@$(HOLDFAST) demo $(ARGS)
+
+proof-kills: setup ## fifty kills, text compared every time
+	@$(HOLDFAST) demo --rounds 50 $(ARGS)
+
+status: setup ## who is there, in what state
+	@$(HOLDFAST) status $(ARGS)
+
+test: dev ## the tests, without the slow ones
+	@$(PY) -m pytest -q $(ARGS)
+
+test-slow: dev ## the slow tests: the full figures, printed
+	@$(PY) -m pytest -q -m slow -s $(ARGS)
+
+lint: dev ## style
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+format: dev ## put source into its form
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+types: dev ## strict types
+	@$(PY) -m mypy
+
+imports: dev ## which room may use which
+	@.venv/bin/lint-imports
+
+bench: dev ## what a token, a request and a migration cost
+	@$(PY) -m bench $(ARGS)
+
+docs: dev ## write docs/reference from the code
+	@$(PY) tools/reference.py
+
+lock: ## write requirements/*.lock anew (needs uv)
+	@tools/lock.sh
+
+clean: ## remove the environment and caches
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
