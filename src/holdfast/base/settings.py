@@ -191,7 +191,7 @@ def load(
         raise InvalidSetting("Invalid settings: " + "; ".join(problems), settings=len(problems))
     try:
         config = _build(config_type, values, ())
-    except ValueError as error:
+    except (ValueError, InvalidRequest) as error:
         raise InvalidSetting(f"Invalid settings: {error}") from error
     return Loaded(config, origins, fields)
 

@@ -1,0 +1,1 @@
+"""The `holdfast` command, one file per subcommand. May use every room; nothing may use it."""

@@ -1,0 +1,142 @@
+"""From settings to flags, and the short way of the process commands that does without typer.
+
+A `Process` names the sections whose settings a command takes as flags and the function that runs it. Flags
+are collected as text by field name; `base.settings.load` converts them, so that a wrong value reads the same
+whether it came by flag, variable or file.
+
+Must never import typer or rich.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from holdfast.base.errors import HoldfastError
+from holdfast.base.lineage import SLOT
+from holdfast.base.settings import ConfigT, Field, InvalidSetting, Loaded, load, near_misses, unknown_names
+from holdfast.cli.catalogue import CONFIG_FILE, known_variables, section
+from holdfast.local.backoff import EXIT_CONFIGURATION
+from holdfast.telemetry.logs import LogConfig, setup_logging
+
+EXIT_USAGE = 2
+_SWITCHES = {"--no-": "false", "--": "true"}
+
+
+class Flags(msgspec.Struct, frozen=True):
+    """What the command line said: values by field name, and the configuration file."""
+
+    values: dict[str, str] = {}
+    file: Path | None = None
+
+    def load(self, config_type: type[ConfigT], section: str) -> Loaded[ConfigT]:
+        """Load the settings of one section with these flags and the environment. Raises InvalidSetting."""
+        env = os.environ
+        file = self.file or (Path(env[CONFIG_FILE]) if env.get(CONFIG_FILE) else None)
+        return load(config_type, self.values, env, file, section)
+
+
+class Process(msgspec.Struct, frozen=True):
+    """A subcommand that is nothing but settings and a function."""
+
+    sections: tuple[str, ...]
+    run: Callable[[Flags], int]
+
+
+class UsageError(Exception):
+    """A flag that does not exist, or lacks its value."""
+
+
+def parse_flags(argv: Sequence[str], fields: Sequence[Field]) -> Flags:
+    """Return the flags in ``--name value``, ``--name=value``, ``--switch`` and ``--no-switch`` form.
+
+    Raises:
+        UsageError: with the nearest flag that exists.
+    """
+    by_flag = {field.flag: field for field in fields}
+    values: dict[str, str] = {}
+    file: Path | None = None
+    words = iter(argv)
+    for word in words:
+        name, given, value = word.partition("=")
+        if name == "--config-file":
+            file = Path(value if given else _next(words, name))
+            continue
+        switch = _switch(name, by_flag)
+        if switch is not None and not given:
+            values[switch[0].name] = switch[1]
+            continue
+        field = by_flag.get(name[2:]) if name.startswith("--") else None
+        if field is None:
+            raise UsageError(_unknown(name, by_flag))
+        values[field.name] = value if given else _next(words, name)
+    return Flags(values, file)
+
+
+def run_process(process: Process, argv: Sequence[str]) -> int:
+    """Run a process command the short way; return its exit code."""
+    fields = [field for name in process.sections for field in section(name).fields]
+    try:
+        flags = parse_flags(argv, fields)
+    except UsageError as error:
+        print(f"holdfast: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return run_guarded(process, flags)
+
+
+def run_guarded(process: Process, flags: Flags) -> int:
+    """Run a process command; settings that can never work exit with a code that nobody restarts."""
+    warn_near_misses()
+    try:
+        return process.run(flags)
+    except InvalidSetting as error:
+        print(f"holdfast: {error.message}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    except HoldfastError as error:
+        print(f"holdfast: {error.message} {error.hint}".rstrip(), file=sys.stderr)
+        return 1
+
+
+def warn_near_misses() -> None:
+    """Warn about DYN_* names that look like typing errors."""
+    if not any(name.startswith("DYN_") for name in os.environ):
+        return
+    known = known_variables()
+    if unknown_names(os.environ, known):
+        for warning in near_misses(os.environ, known):
+            print(f"holdfast: warning: {warning}", file=sys.stderr)
+
+
+def log_to_stderr(flags: Flags, role: str) -> None:
+    """Set up the logs of a process; under a supervisor the slot's name takes the place of the role."""
+    config = flags.load(LogConfig, "log").config
+    slot = os.environ.get(SLOT, "")
+    setup_logging(config, (slot or role) if config.as_json or not slot else "")
+
+
+def _next(words: object, name: str) -> str:
+    value = next(words, None)  # type: ignore[call-overload]
+    if not isinstance(value, str):
+        raise UsageError(f"{name} needs a value.")
+    return value
+
+
+def _switch(name: str, by_flag: Mapping[str, Field]) -> tuple[Field, str] | None:
+    for prefix, value in _SWITCHES.items():
+        field = by_flag.get(name.removeprefix(prefix)) if name.startswith(prefix) else None
+        if field is not None and field.is_bool:
+            return field, value
+    return None
+
+
+def _unknown(name: str, by_flag: Mapping[str, Field]) -> str:
+    if not name.startswith("--"):
+        return f"unexpected argument {name!r}; settings are given as --flag value."
+    close = difflib.get_close_matches(name[2:], list(by_flag), n=1)
+    meant = f" Did you mean --{close[0]}?" if close else ""
+    return f"there is no flag {name}.{meant} See --help."

@@ -1,0 +1,31 @@
+"""Settings of a local cluster. Must never hold behaviour."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from holdfast.base.settings import setting
+
+
+class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What `holdfast serve` can be told beside the settings of its children. Times in seconds."""
+
+    workers: Annotated[int, setting("DYN_SERVE_WORKERS", "Worker processes.", ge=1, le=64)] = 2
+    frontends: Annotated[
+        int, setting("DYN_SERVE_FRONTENDS", "Frontend processes, on successive ports from --http-port.", ge=1, le=64)
+    ] = 1
+    start_timeout: Annotated[
+        float, setting("DYN_SERVE_START_TIMEOUT_SECS", "Give up when the cluster is not ready within this.", gt=0)
+    ] = 180.0
+    stop_grace: Annotated[
+        float, setting("DYN_SERVE_STOP_GRACE_SECS", "Between SIGTERM and SIGKILL of a child that is stopped.", ge=0)
+    ] = 60.0
+    restart_intensity: Annotated[
+        int,
+        setting("DYN_SERVE_RESTART_INTENSITY", "Crashes of one slot within the window before it is given up.", ge=0),
+    ] = 5
+    restart_window: Annotated[
+        float, setting("DYN_SERVE_RESTART_WINDOW_SECS", "Window in which the crashes of one slot are counted.", gt=0)
+    ] = 30.0
