@@ -18,7 +18,9 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Part of every generated token's hash, through ``GenerateRequest.model``."""
     block_size: Annotated[int, setting("DYN_MOCK_BLOCK_SIZE", "Tokens per KV cache block.", ge=1)] = 16
     """Tokens per KV block; 16 as vLLM ships it."""
-    num_blocks: Annotated[int, setting("DYN_MOCK_NUM_BLOCKS", "KV cache blocks in all.", ge=1)] = 16_384
+    num_blocks: Annotated[
+        int, setting("DYN_MOCK_NUM_BLOCKS", "KV cache blocks in all.", flag="mock-num-blocks", ge=1)
+    ] = 16_384
     """KV blocks in all: a sequence that needs more is refused, sequences that together need more are pre-empted."""
     max_num_seqs: Annotated[int, setting("DYN_MOCK_MAX_NUM_SEQS", "Sequences running at once.", ge=1)] = 256
     """Sequences that run at once; more wait."""
@@ -30,40 +32,79 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, setting("DYN_MOCK_CONTEXT_LENGTH", "Longest prompt plus output, in tokens.", ge=2)
     ] = 32_768
     """Longest prompt plus output in tokens."""
-    prefix_caching: Annotated[bool, setting("DYN_MOCK_PREFIX_CACHING", "Reuse the KV blocks of equal prefixes.")] = True
+    prefix_caching: Annotated[
+        bool, setting("DYN_MOCK_PREFIX_CACHING", "Reuse the KV blocks of equal prefixes.", flag="mock-prefix-caching")
+    ] = True
     """Whether finished blocks stay in the cache and are found again."""
     chunked_prefill: Annotated[
-        bool, setting("DYN_MOCK_CHUNKED_PREFILL", "Split prompts that exceed one step's token budget.")
+        bool,
+        setting(
+            "DYN_MOCK_CHUNKED_PREFILL",
+            "Split prompts that exceed one step's token budget.",
+            flag="mock-chunked-prefill",
+        ),
     ] = True
     """When off, a prompt is computed in one step of its own, however long it is."""
     preemption: Annotated[
-        Literal["lifo", "fifo"], setting("DYN_MOCK_PREEMPTION", "Who gives way when the KV cache is full.")
+        Literal["lifo", "fifo"],
+        setting("DYN_MOCK_PREEMPTION", "Who gives way when the KV cache is full.", flag="mock-preemption"),
     ] = "lifo"
     """``lifo``: the newest running sequence is recomputed later; ``fifo``: the oldest."""
     speedup_ratio: Annotated[
-        float, setting("DYN_MOCK_SPEEDUP_RATIO", "Divides every modelled step time; 0 = no delay.", ge=0)
+        float,
+        setting(
+            "DYN_MOCK_SPEEDUP_RATIO", "Divides every modelled step time; 0 = no delay.", flag="mock-speedup-ratio", ge=0
+        ),
     ] = 1.0
     """Divides the modelled step times (`timing`); 0: no delay at all."""
     decode_speedup_ratio: Annotated[
-        float, setting("DYN_MOCK_DECODE_SPEEDUP_RATIO", "Divides modelled decode times further; 0 = none.", ge=0)
+        float,
+        setting(
+            "DYN_MOCK_DECODE_SPEEDUP_RATIO",
+            "Divides modelled decode times further; 0 = none.",
+            flag="mock-decode-speedup-ratio",
+            ge=0,
+        ),
     ] = 1.0
     """Divides the decode part once more, as speculative decoding would; 0: decoding takes no time."""
     step_ms: Annotated[
         float | None,
-        setting("DYN_MOCK_STEP_MS", "Fixed milliseconds per step instead of the model; 0 = instant.", ge=0),
+        setting(
+            "DYN_MOCK_STEP_MS",
+            "Fixed milliseconds per step instead of the model; 0 = instant.",
+            flag="mock-step-ms",
+            ge=0,
+        ),
     ] = None
     """Every step takes exactly this long, on an absolute schedule; 0: as fast as the loop turns; None: `timing`."""
     eos_chance: Annotated[
-        float, setting("DYN_MOCK_EOS_CHANCE", "Chance per token that the sequence ends by itself.", ge=0, le=1)
+        float,
+        setting(
+            "DYN_MOCK_EOS_CHANCE",
+            "Chance per token that the sequence ends by itself.",
+            flag="mock-eos-chance",
+            ge=0,
+            le=1,
+        ),
     ] = 0.0
     """Chance per token, decided by its hash, that it is the end of sequence; 0: only max_tokens ends."""
-    startup_seconds: Annotated[float, setting("DYN_MOCK_STARTUP_SECONDS", "Pretended loading time.", ge=0)] = 0.0
+    startup_seconds: Annotated[
+        float, setting("DYN_MOCK_STARTUP_SECONDS", "Pretended loading time.", flag="mock-startup-seconds", ge=0)
+    ] = 0.0
     """How long loading pretends to take, with progress."""
-    warmup_seconds: Annotated[float, setting("DYN_MOCK_WARMUP_SECONDS", "Pretended warm-up after it.", ge=0)] = 0.0
+    warmup_seconds: Annotated[
+        float, setting("DYN_MOCK_WARMUP_SECONDS", "Pretended warm-up after it.", flag="mock-warmup-seconds", ge=0)
+    ] = 0.0
     """How long the phase ``warming`` lasts after loading, without any progress."""
-    kv_events: Annotated[bool, setting("DYN_MOCK_KV_EVENTS", "Report what the KV cache stores and removes.")] = True
+    kv_events: Annotated[
+        bool, setting("DYN_MOCK_KV_EVENTS", "Report what the KV cache stores and removes.", flag="mock-kv-events")
+    ] = True
     """Whether `take_kv_events` has anything to say."""
-    directives: Annotated[bool, setting("DYN_MOCK_DIRECTIVES", "Obey [[mock:…]] in prompts.")] = True
+    directives: Annotated[
+        bool, setting("DYN_MOCK_DIRECTIVES", "Obey [[mock:…]] in prompts.", flag="mock-directives")
+    ] = True
     """Whether ``[[mock:…]]`` in a prompt is obeyed (`directives` has the grammar)."""
-    control: Annotated[bool, setting("DYN_MOCK_CONTROL", "Misbehave on command of the control endpoint.")] = True
+    control: Annotated[
+        bool, setting("DYN_MOCK_CONTROL", "Misbehave on command of the control endpoint.", flag="mock-control")
+    ] = True
     """Whether `MockEngine.control` obeys."""

@@ -1,0 +1,92 @@
+"""Settings of the worker process. Must never hold behaviour, and never load an engine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from holdfast.base.settings import setting
+
+EngineName = Literal["llamacpp", "mock"]
+
+
+class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that `holdfast worker` can be told beside its engine's own settings. Times in seconds."""
+
+    engine: Annotated[EngineName, setting("DYN_ENGINE", "Inference engine that this worker hosts.")] = "llamacpp"
+    """Which engine to host; its own settings are a section of their own."""
+    served_model_name: Annotated[
+        str, setting("DYN_SERVED_MODEL_NAME", "Name under which the model is served; empty: the engine's own.")
+    ] = ""
+    """Name in the model card; empty: what the engine says."""
+    model_aliases: Annotated[
+        tuple[str, ...], setting("DYN_MODEL_ALIASES", "Further names of the model, separated by commas.")
+    ] = ()
+    """Further names under which clients may ask for the model."""
+    namespace: Annotated[str, setting("DYN_NAMESPACE", "Namespace that this worker belongs to.")] = "dynamo"
+    """Frontends use the workers of their own namespace only."""
+    component: Annotated[str, setting("DYN_COMPONENT", "Component name of this worker.")] = "backend"
+    """``backend`` for workers that do the whole of a request."""
+    rpc_host: Annotated[
+        str, setting("DYN_TCP_RPC_HOST", "Address that the wire protocol listens on.", flag="tcp-rpc-host")
+    ] = "127.0.0.1"
+    """Off loopback a shared secret, mTLS or ``insecure`` is needed."""
+    rpc_port: Annotated[
+        int,
+        setting(
+            "DYN_TCP_RPC_PORT", "Port of the wire protocol; 0 picks a free one.", flag="tcp-rpc-port", ge=0, le=65535
+        ),
+    ] = 0
+    """0: the system picks a free one; discovery tells callers which."""
+    advertise: Annotated[
+        str, setting("DYN_WORKER_ADVERTISE", "host:port that callers shall use instead of the one that is bound.")
+    ] = ""
+    """For workers behind address translation."""
+    secret: Annotated[
+        str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
+    ] = ""
+    """Callers must prove that they know it, and so must this worker."""
+    insecure: Annotated[
+        bool, setting("DYN_WIRE_INSECURE", "Listen off loopback without a secret; for isolated networks only.")
+    ] = False
+    """Accepts callers from other machines without proof."""
+    instance_id: Annotated[
+        str, setting("DYN_INSTANCE_ID", "Identity of this worker slot, 16 hex digits; empty: drawn at start.")
+    ] = ""
+    """A supervisor gives a slot the same id over restarts; each start has an epoch of its own."""
+    discovery_backend: Annotated[
+        str, setting("DYN_DISCOVERY_BACKEND", "Where to register: file (this machine) or mem (this process).")
+    ] = "file"
+    """As in the frontend."""
+    file_kv: Annotated[
+        str, setting("DYN_FILE_KV", "Directory of the file discovery backend; empty: one per user under TMPDIR.")
+    ] = ""
+    """As in the frontend."""
+    engine_request_limit: Annotated[
+        int, setting("DYN_ENGINE_REQUEST_LIMIT", "Sequences accepted at once; 0: four times the engine's seats.", ge=0)
+    ] = 0
+    """More are refused as `WorkerSaturated`, so that another worker takes them."""
+    engine_start_timeout: Annotated[
+        float, setting("DYN_ENGINE_START_TIMEOUT_SECS", "Give up when the engine is not ready within this.", gt=0)
+    ] = 1800.0
+    """Loading and warming up together."""
+    shutdown_grace: Annotated[
+        float,
+        setting(
+            "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT",
+            "On SIGTERM running streams get this long; those left then move to other workers.",
+            ge=0,
+        ),
+    ] = 10.0
+    """After it the remaining streams end with `WorkerDraining`, which frontends answer by migrating them."""
+    control: Annotated[bool, setting("DYN_WORKER_CONTROL", "Offer the engine's control endpoint (loopback only).")] = (
+        True
+    )
+    """Only engines that can be commanded (mock) have one, and only on a loopback address."""
+    system_host: Annotated[str, setting("DYN_SYSTEM_HOST", "Address of the status server.")] = "127.0.0.1"
+    """Bind address of health and metrics."""
+    system_port: Annotated[
+        int, setting("DYN_SYSTEM_PORT", "Port of the status server; 0 picks a free one, negative: none.", le=65535)
+    ] = -1
+    """Negative: no status server."""

@@ -1,0 +1,317 @@
+"""Hosts one engine behind the endpoint ``generate``: calls come in, each engine step goes out once per caller.
+
+For every accepted sequence there is one lease, and it is given back on every way out: the engine finished,
+the caller stopped or is gone, the deadline passed, the worker drained, the engine died.
+
+Must never await on the token path, never know an engine's or a socket's details, and never let one
+connection's fault reach another's streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+
+from holdfast.base.errors import (
+    DeadlineExceeded,
+    EngineFailed,
+    HoldfastError,
+    InvalidRequest,
+    ModelNotFound,
+    StreamIncomplete,
+    WorkerDraining,
+    WorkerSaturated,
+)
+from holdfast.base.ids import SequenceKey
+from holdfast.engines.contract import Engine, EngineInfo, GenerateRequest, LoadProgress, SequenceStep
+from holdfast.kv.events import KvEvent
+from holdfast.requests.leases import Lease, LeaseBook
+from holdfast.runtime.discovery.contract import InstanceState
+from holdfast.runtime.streams import IncomingCall, ServerConnection, TokenItem
+from holdfast.wire.frames import Load, Progress
+
+log = logging.getLogger(__name__)
+
+SEATS_FACTOR = 4
+"""Sequences accepted at once per seat of the engine, unless the setting says otherwise."""
+DEADLINE_SLACK = 1.0
+"""Seconds that a caller gets to notice its own deadline first; the worker's is the backstop."""
+_IN_SERVICE = ("ready", "saturated")
+_REQUEST = msgspec.msgpack.Decoder(GenerateRequest)
+
+
+class _Sequence:
+    """One accepted call."""
+
+    __slots__ = ("call", "deadline", "key", "lease")
+
+    def __init__(self, key: SequenceKey, call: IncomingCall, lease: Lease):
+        self.key = key
+        self.call = call
+        self.lease = lease
+        self.deadline: asyncio.TimerHandle | None = None
+
+
+class EngineHost:
+    """One engine and the calls that it works on.
+
+    Args:
+        engine: not started yet.
+        limit: sequences accepted at once; 0: `SEATS_FACTOR` times the engine's seats.
+        on_dead: called once when the engine can no longer work, after all streams were told.
+        on_kv_events: receives KV events after each step; None: nobody wants them.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        limit: int = 0,
+        on_dead: Callable[[HoldfastError], None] = lambda _: None,
+        on_kv_events: Callable[[list[KvEvent]], None] | None = None,
+    ):
+        self.engine = engine
+        self.limit = limit
+        self.leases = LeaseBook()
+        self.models: frozenset[str] = frozenset()
+        """Names that requests may carry; empty: any."""
+        self.death: HoldfastError | None = None
+        self._on_dead = on_dead
+        self._on_kv_events = on_kv_events
+        self._sequences: dict[SequenceKey, _Sequence] = {}
+        self._next_key = 1
+        self._stage: InstanceState = "starting"
+        self._late_tokens = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._loop: asyncio.AbstractEventLoop
+
+    async def start(self, on_load: LoadProgress) -> EngineInfo:
+        """Start the engine; afterwards calls are accepted. Raises what the engine raises."""
+        self._loop = asyncio.get_running_loop()
+        info = await self.engine.start(self._on_steps, self._on_death, on_load)
+        if self.limit == 0:
+            self.limit = info.max_num_seqs * SEATS_FACTOR
+        if self.death is None:
+            self._stage = "ready"
+        return info
+
+    @property
+    def state(self) -> InstanceState:
+        """The worker's state as callers see it."""
+        if self._stage == "starting" and self.engine.progress().phase == "warming":
+            return "warming"
+        if self._stage == "ready" and len(self._sequences) >= self.limit:
+            return "saturated"
+        return self._stage
+
+    @property
+    def in_flight(self) -> int:
+        """Sequences accepted and not over."""
+        return len(self._sequences)
+
+    def pong(self) -> tuple[Progress, Load, str]:
+        """Return progress, load and state for the next pong (a `PongSource`)."""
+        p, q = self.engine.progress(), self.engine.load()
+        progress = Progress(
+            p.steps,
+            p.tokens,
+            p.prefilled,
+            p.phase,
+            p.silent_step_seconds,
+            len(self._sequences),
+            p.tokens_after_cancel + self._late_tokens,
+        )
+        load = Load(q.running, q.waiting, q.kv_used_blocks, q.kv_total_blocks, q.prefill_tokens)
+        return progress, load, self.state
+
+    # calls
+
+    def generate(self, call: IncomingCall) -> None:
+        """Serve one call of endpoint ``generate`` (a `CallHandler`)."""
+        try:
+            key = self._submit(call)
+        except HoldfastError as error:
+            call.refuse(error)
+            return
+        except Exception as error:
+            log.exception("the engine could not take request %s", call.headers.request_id)
+            call.refuse(EngineFailed(f"The engine could not take the request: {type(error).__name__}: {error}"))
+            return
+        self._accept(key, call)
+
+    def _submit(self, call: IncomingCall) -> SequenceKey:
+        self._check_open()
+        try:
+            request = _REQUEST.decode(call.payload)
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(f"The payload is not a generate request: {error}.") from error
+        if self.models and request.model not in self.models:
+            raise ModelNotFound(
+                f"This worker does not serve {request.model!r} but {', '.join(sorted(self.models))}.", param="model"
+            )
+        key = SequenceKey(self._next_key)
+        self._next_key += 1
+        self.engine.submit(key, request)
+        return key
+
+    def _check_open(self) -> None:
+        """Raise unless new sequences are welcome."""
+        stage = self._stage
+        if stage == "draining":
+            raise WorkerDraining("This worker is draining and accepts nothing.")
+        if self.death is not None:
+            raise EngineFailed(f"The engine of this worker is dead: {self.death.message}")
+        if stage != "ready":
+            raise EngineFailed(f"The engine of this worker is not ready but {self.state}.")
+        if len(self._sequences) >= self.limit:
+            raise WorkerSaturated(
+                f"{len(self._sequences)} sequences are in flight here; the limit is {self.limit}.",
+                layer="worker",
+                knob="DYN_ENGINE_REQUEST_LIMIT",
+                threshold=self.limit,
+                actual=len(self._sequences),
+            )
+
+    def _accept(self, key: SequenceKey, call: IncomingCall) -> None:
+        sequence = _Sequence(key, call, self.leases.take("stream"))
+        self._sequences[key] = sequence
+        self._idle.clear()
+        call.on_stop = partial(self._stopped, sequence)
+        remaining = call.headers.remaining_ms
+        if remaining > 0:
+            sequence.deadline = self._loop.call_later(remaining / 1e3 + DEADLINE_SLACK, self._expire, sequence)
+        call.accept()
+
+    # what ends a sequence
+
+    def _forget(self, sequence: _Sequence) -> bool:
+        """Give everything back; returns False when that was done before."""
+        if self._sequences.pop(sequence.key, None) is None:
+            return False
+        sequence.lease.release()
+        if sequence.deadline is not None:
+            sequence.deadline.cancel()
+        if not self._sequences:
+            self._idle.set()
+        return True
+
+    def _stopped(self, sequence: _Sequence, reason: str) -> None:
+        """The caller stopped, killed or is lost."""
+        if self._forget(sequence):
+            self.engine.cancel(sequence.key)
+            sequence.call.end("cancelled")
+            log.debug("request %s stopped: %s", sequence.call.headers.request_id, reason)
+
+    def _expire(self, sequence: _Sequence) -> None:
+        bound = sequence.call.headers.remaining_ms / 1e3
+        error = DeadlineExceeded(
+            f"The time left for the request when it came here, {bound:g} s, is over.", stage="total", threshold=bound
+        )
+        self._break_off(sequence, error)
+
+    def _break_off(self, sequence: _Sequence, error: HoldfastError) -> None:
+        """End a sequence from our side."""
+        if self._forget(sequence):
+            self.engine.cancel(sequence.key)
+            sequence.call.end("error", error)
+
+    # what the engine says
+
+    def _on_steps(self, steps: list[SequenceStep]) -> None:
+        batches: dict[ServerConnection, list[TokenItem]] = {}
+        finished: list[tuple[_Sequence, SequenceStep]] = []
+        for step in steps:
+            sequence = self._sequences.get(step.key)
+            if sequence is None:
+                self._late_tokens += len(step.tokens)
+                continue
+            if step.tokens:
+                item = TokenItem(sequence.call, step.index, step.tokens, _logprobs(step))
+                connection = sequence.call.connection
+                batch = batches.get(connection)
+                if batch is None:
+                    batches[connection] = [item]
+                else:
+                    batch.append(item)
+            if step.finish is not None:
+                finished.append((sequence, step))
+        for connection, batch in batches.items():
+            self._send(connection, batch)
+        for sequence, step in finished:
+            self._finish(sequence, step)
+        if self._on_kv_events is not None and (events := self.engine.take_kv_events()):
+            self._on_kv_events(events)
+
+    def _send(self, connection: ServerConnection, batch: list[TokenItem]) -> None:
+        try:
+            connection.send_items(batch)
+        except Exception as error:  # contained: the other callers' streams go on
+            log.exception("tokens for caller %s could not be sent; its %d streams end", connection.caller, len(batch))
+            broken = StreamIncomplete(f"The worker could not send tokens: {type(error).__name__}: {error}")
+            calls = {id(item.call) for item in batch}
+            for sequence in [s for s in self._sequences.values() if id(s.call) in calls]:
+                self._break_off(sequence, broken)
+
+    def _finish(self, sequence: _Sequence, step: SequenceStep) -> None:
+        if not self._forget(sequence):
+            return
+        error: HoldfastError | None = None
+        if step.finish == "abort":
+            error = StreamIncomplete("The engine ended the sequence early without a reason.")
+        elif step.finish == "error":
+            error = step.error or EngineFailed("The engine reported an error without saying which.")
+        sequence.call.end(step.finish or "stop", error, step.cached_tokens)
+
+    def _on_death(self, error: HoldfastError) -> None:
+        if self.death is not None:
+            return
+        self.death = error
+        self._stage = "failed"
+        log.error("the engine died with %d sequences in flight: %s", len(self._sequences), error.message)
+        failed = error if isinstance(error, EngineFailed) else EngineFailed(f"The engine died: {error.message}")
+        self._end_all(failed)
+        self._on_dead(error)
+
+    # leaving
+
+    def drain(self) -> None:
+        """Accept nothing from now on."""
+        if self._stage in _IN_SERVICE or self._stage == "starting":
+            self._stage = "draining"
+
+    async def wait_idle(self, seconds: float) -> bool:
+        """Wait until nothing is in flight; returns False when that took longer than ``seconds``."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def send_elsewhere(self, why: str) -> int:
+        """End what is in flight so that its callers continue it on other workers; returns how many."""
+        count = len(self._sequences)
+        self._end_all(WorkerDraining(why))
+        return count
+
+    def _end_all(self, error: HoldfastError) -> None:
+        for sequence in list(self._sequences.values()):
+            self._break_off(sequence, error)
+
+    async def close(self) -> None:
+        """End what is left and close the engine. Idempotent."""
+        self.send_elsewhere("This worker is closing.")
+        if self.death is None:
+            self._stage = "stopped"
+        await self.engine.close()
+
+
+def _logprobs(step: SequenceStep) -> list[tuple[float, list[tuple[int, float]]]] | None:
+    if step.logprobs is None:
+        return None
+    return [(one.logprob, list(one.top)) for one in step.logprobs]

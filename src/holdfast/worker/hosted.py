@@ -1,0 +1,31 @@
+"""From an engine's name and settings to the engine, loading its module only then.
+
+Must never load an engine that is not asked for: each costs time and memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import msgspec
+
+from holdfast.engines.contract import Engine
+from holdfast.worker.config import EngineName
+
+_ENGINES: dict[EngineName, tuple[str, str]] = {
+    "llamacpp": ("holdfast.engines.llamacpp.engine", "LlamaCppEngine"),
+    "mock": ("holdfast.engines.mock.engine", "MockEngine"),
+}
+
+
+def make_engine(name: EngineName, config: msgspec.Struct) -> Engine:
+    """Return an engine that has not been started.
+
+    Args:
+        name: which engine.
+        config: its own settings, as its constructor takes them.
+    """
+    module, attribute = _ENGINES[name]
+    engine = getattr(importlib.import_module(module), attribute)(config)
+    assert isinstance(engine, Engine)
+    return engine
