@@ -68,7 +68,7 @@ def takes_settings(process: Process, *own: inspect.Parameter) -> Callable[[Calla
         def command(**given: Any) -> None:
             mine = {key: given.pop(key) for key in names}
             file = given.pop("config_file")
-            values = {key: render(value) for key, value in given.items() if value is not None}
+            values = {key.replace("_", "-"): render(value) for key, value in given.items() if value is not None}
             sys.exit(run_guarded(Process(process.sections, lambda f: function(f, **mine)), Flags(values, file)))
 
         command.__doc__ = function.__doc__
@@ -124,7 +124,7 @@ def _options(parts: Sequence[Section]) -> Iterator[inspect.Parameter]:
     for field in flags.values():
         switch = f"--{field.flag}/--no-{field.flag}" if field.is_bool else f"--{field.flag}"
         kind = bool if field.is_bool else str
-        yield parameter(field.name, Annotated[kind | None, typer.Option(switch, hidden=True)], None)
+        yield parameter(field.flag.replace("-", "_"), Annotated[kind | None, typer.Option(switch, hidden=True)], None)
 
 
 def _stand_in() -> None:

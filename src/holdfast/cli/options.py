@@ -1,7 +1,7 @@
 """From settings to flags, and the short way of the process commands that does without typer.
 
 A `Process` names the sections whose settings a command takes as flags and the function that runs it. Flags
-are collected as text by field name; `base.settings.load` converts them, so that a wrong value reads the same
+are collected as text by flag; `base.settings.load` converts them, so that a wrong value reads the same
 whether it came by flag, variable or file.
 
 Must never import typer or rich.
@@ -19,7 +19,7 @@ import msgspec
 
 from holdfast.base.errors import HoldfastError
 from holdfast.base.lineage import SLOT
-from holdfast.base.settings import ConfigT, Field, InvalidSetting, Loaded, load, near_misses, unknown_names
+from holdfast.base.settings import ConfigT, Field, InvalidSetting, Loaded, fields_of, load, near_misses, unknown_names
 from holdfast.cli.catalogue import CONFIG_FILE, known_variables, section
 from holdfast.local.backoff import EXIT_CONFIGURATION
 from holdfast.telemetry.logs import LogConfig, setup_logging
@@ -29,7 +29,7 @@ _SWITCHES = {"--no-": "false", "--": "true"}
 
 
 class Flags(msgspec.Struct, frozen=True):
-    """What the command line said: values by field name, and the configuration file."""
+    """What the command line said: values by flag, and the configuration file."""
 
     values: dict[str, str] = {}
     file: Path | None = None
@@ -38,7 +38,8 @@ class Flags(msgspec.Struct, frozen=True):
         """Load the settings of one section with these flags and the environment. Raises InvalidSetting."""
         env = os.environ
         file = self.file or (Path(env[CONFIG_FILE]) if env.get(CONFIG_FILE) else None)
-        return load(config_type, self.values, env, file, section)
+        given = {field.name: self.values.get(field.flag) for field in fields_of(config_type)}
+        return load(config_type, given, env, file, section)
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -69,12 +70,12 @@ def parse_flags(argv: Sequence[str], fields: Sequence[Field]) -> Flags:
             continue
         switch = _switch(name, by_flag)
         if switch is not None and not given:
-            values[switch[0].name] = switch[1]
+            values[switch[0].flag] = switch[1]
             continue
         field = by_flag.get(name[2:]) if name.startswith("--") else None
         if field is None:
             raise UsageError(_unknown(name, by_flag))
-        values[field.name] = value if given else _next(words, name)
+        values[field.flag] = value if given else _next(words, name)
     return Flags(values, file)
 
 

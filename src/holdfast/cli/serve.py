@@ -14,7 +14,6 @@ import msgspec
 import typer
 
 from holdfast.base.errors import HoldfastError
-from holdfast.base.settings import Field
 from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.catalogue import ENGINES, Section, section
 from holdfast.cli.options import Flags, Process
@@ -29,7 +28,7 @@ from holdfast.telemetry.logs import LogConfig, setup_logging
 
 _WORKER_SECTIONS = ("worker", *ENGINES, "log")
 _FRONTEND_SECTIONS = ("frontend", "log")
-_OWN = ("http_host", "http_port")
+_OWN = ("http-host", "http-port")
 """Frontend settings that the plan decides for each frontend."""
 
 PROCESS = Process(("serve", *_FRONTEND_SECTIONS, *_WORKER_SECTIONS[:-1]), lambda _: 0)
@@ -67,7 +66,7 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig]:
     frontend = flags.load(FrontendConfig, "frontend").config
     wanted = [frontend.http_port + i if frontend.http_port else 0 for i in range(serve.frontends)]
     fields = [f for name in PROCESS.sections for f in section(name).fields]
-    secret = {f.env: flags.values[f.name] for f in fields if f.secret and f.name in flags.values}
+    secret = {f.env: flags.values[f.flag] for f in fields if f.secret and f.flag in flags.values}
     plan = ClusterPlan(
         http_host=frontend.http_host,
         http_ports=tuple(claim_port(frontend.http_host, port) for port in wanted),
@@ -84,8 +83,8 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig]:
 
 def _passed_on(flags: Flags, parts: list[Section]) -> tuple[str, ...]:
     """Return the given flags that these sections know, as a command line; secrets go by environment."""
-    fields: dict[str, Field] = {f.name: f for part in parts for f in part.fields if not f.secret}
-    given = [f"--{fields[k].flag}={v}" for k, v in flags.values.items() if k in fields and k not in _OWN]
+    known = {f.flag for part in parts for f in part.fields if not f.secret} - set(_OWN)
+    given = [f"--{flag}={value}" for flag, value in flags.values.items() if flag in known]
     return (*given, *((f"--config-file={flags.file}",) if flags.file else ()))
 
 
