@@ -165,11 +165,16 @@ def _quoted(what: str) -> str:
 
 
 def _number_at(body: bytes, param: str) -> int | float | None:
-    """Return the number at this path of the body, or None when there is no number."""
-    value: Any = msgspec.json.decode(body)
-    for step in re.findall(r"[^.\[\]]+", param):
-        try:
+    """Return the number at this path of the body, or None when there is none or it is absurdly long.
+
+    What comes after the value at fault has not been read before, so it may be malformed.
+    """
+    try:
+        value: Any = msgspec.json.decode(body)
+        for step in re.findall(r"[^.\[\]]+", param):
             value = value[int(step)] if isinstance(value, list) else value[step]
-        except (KeyError, IndexError, ValueError, TypeError):
-            return None
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except (LookupError, ValueError, TypeError, RecursionError):
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return value if abs(value) < 1e30 else None
