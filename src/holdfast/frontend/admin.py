@@ -17,10 +17,12 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from holdfast import __version__
 from holdfast.base.errors import HoldfastError, InvalidRequest, ModelNotFound, NotFound
+from holdfast.openai.docs import docs_page
 from holdfast.openai.encode import model_object, models_list
 from holdfast.openai.errors import error_response
-from holdfast.openai.schema import docs_page, openapi_document
+from holdfast.openai.schema import openapi
 
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
@@ -104,10 +106,13 @@ class _Routes:
         return Response(generate_latest(frontend.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def openapi(self, _request: Request) -> Response:
-        return _body(openapi_document())
+        return _body(self._openapi())
 
     async def docs(self, _request: Request) -> Response:
-        return HTMLResponse(docs_page())
+        return HTMLResponse(docs_page(self._openapi()))
+
+    def _openapi(self) -> bytes:
+        return openapi(__version__, api_keys=bool(self._frontend.config.api_keys_file))
 
     async def requests(self, _request: Request) -> Response:
         now = asyncio.get_running_loop().time()

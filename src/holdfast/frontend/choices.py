@@ -42,16 +42,20 @@ class Choice(abc.ABC):
         self.ending: Ending | None = None
         self.chat = prepared.surface == "chat_completions"
         prompt = prepared.prompts[index // spec.n]
-        self.assembler: TextAssembler = prepared.served.text.assembler(
-            stop=spec.stop,
-            include_stop=spec.include_stop,
-            skip_special_tokens=spec.skip_special_tokens,
-            tools=spec.tools.mode if self.chat else "none",
-            tool_names=spec.tools.names,
+        text = prepared.served.text
+        self.assembler: TextAssembler = text.assembler(
             prompt=prompt.text,
-            reasoning=self.chat,
-            call_prefix=f"call_{answer.request_id[:20]}_{index}_",
+            stops=spec.stop,
+            include_stop=spec.include_stop,
+            min_tokens=spec.min_tokens,
+            skip_special=spec.skip_special_tokens,
+            tool_format=prepared.tool_format,
+            new_call_id=prepared.new_call_id,
+            stream_arguments=spec.stream,
+            reasoning=self.chat and prepared.split_reasoning,
         )
+        self.reasoning_tokens = 0
+        """Generated tokens that were reasoning."""
         self.echo = prompt.text if spec.echo else ""
         self.names = names
         self.legacy = None
@@ -62,11 +66,6 @@ class Choice(abc.ABC):
     def blocked_since(self) -> float | None:
         """Since when the client takes nothing."""
         return self.reply.blocked_since
-
-    @property
-    def reasoning_tokens(self) -> int:
-        """Generated tokens that were reasoning."""
-        return self.assembler.reasoning_tokens
 
     def accepted(self, worker: str) -> None:
         """A worker owns the stream."""
@@ -91,9 +90,16 @@ class Choice(abc.ABC):
 
     def finish_reason(self, ending: Ending) -> FinishReason:
         """Return the reason in OpenAI's words."""
-        if self.assembler.called_tools:
-            return "tool_calls"
-        return "length" if ending.finish == "length" else "stop"
+        reason = self.assembler.finish_reason("length" if ending.finish == "length" else "stop")
+        return "tool_calls" if reason == "tool_calls" else "length" if reason == "length" else "stop"
+
+    def push(self, tokens: list[int]) -> tuple[list[Delta], int]:
+        """Return what the tokens bring, and `GO_ON` or how many of them count because a stop string matched."""
+        assembler = self.assembler
+        deltas = assembler.push(tokens)
+        if deltas and isinstance(deltas[-1], ReasoningDelta):
+            self.reasoning_tokens += len(tokens)
+        return deltas, GO_ON if assembler.stop is None else assembler.stop_index + 1
 
 
 def continuity(ending: Ending) -> Continuity:
@@ -135,7 +141,7 @@ class StreamedChoice(Choice):
             if fragment:
                 self._write(b"%b%b%b" % (self._prefix, fragment, self._suffix))
             return GO_ON
-        deltas, used = self.assembler.push(tokens)
+        deltas, used = self.push(tokens)
         if logprobs is not None:
             if used >= 0:
                 tokens, logprobs = tokens[:used], logprobs[:used]
@@ -199,7 +205,7 @@ class WholeChoice(Choice):
         if self._lazy:
             used = GO_ON
         else:
-            deltas, used = self.assembler.push(tokens)
+            deltas, used = self.push(tokens)
             self._collect(deltas)
             if used >= 0 and logprobs is not None:
                 tokens, logprobs = tokens[:used], logprobs[:used]
@@ -211,7 +217,7 @@ class WholeChoice(Choice):
     def close(self, ending: Ending) -> None:  # noqa: ARG002 - the body is written later
         """Bring out what is held back."""
         if self._lazy and self.stream is not None:
-            deltas, _ = self.assembler.push(self.stream.generated.tolist())
+            deltas, _ = self.push(self.stream.generated.tolist())
             self._collect(deltas)
         self._collect(self.assembler.finish())
 

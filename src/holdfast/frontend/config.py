@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -57,9 +57,11 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool, setting("DYN_TRUST_CLIENT_PRIORITY", "Whether clients may set x-dynamo-request-priority.")
     ] = True
     tool_call_parser: Annotated[
-        str, setting("DYN_TOOL_CALL_PARSER", "Format of tool calls: auto, hermes, llama3_json, mistral or none.")
+        Literal["auto", "none", "hermes", "llama3_json", "mistral"],
+        setting("DYN_TOOL_CALL_PARSER", "Format of tool calls: auto (by template), one of these, or none."),
     ] = "auto"
     reasoning_parser: Annotated[
-        str, setting("DYN_REASONING_PARSER", "How thinking is told from the answer: auto, think or none.")
+        Literal["auto", "none"],
+        setting("DYN_REASONING_PARSER", "Whether thinking in tags is split off: auto (by template) or none."),
     ] = "auto"
     requests: RequestSettings = RequestSettings()

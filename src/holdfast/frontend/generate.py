@@ -51,7 +51,7 @@ class GenerateRoute:
         self._services = services
         self._metrics = metrics
         self._offload = Offload()
-        self._preparer = Preparer(registry, self._offload, steering=config.trust_client_priority)
+        self._preparer = Preparer(config, registry, self._offload, services.rng)
         self._limit = config.http_body_limit_mb * 1024 * 1024
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000)
         self._keys = KeyRing(Path(config.api_keys_file)) if config.api_keys_file else None

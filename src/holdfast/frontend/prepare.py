@@ -5,6 +5,7 @@ Large bodies are parsed, templated and tokenized off the loop. Must never start 
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
@@ -12,12 +13,14 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from holdfast.base.limits import LARGE_BODY_BYTES
+from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.registry import ModelRegistry, ServedModel
 from holdfast.openai.mapping import GenerationSpec, chat_spec, completion_spec
 from holdfast.openai.parse import parse_chat, parse_completion
 from holdfast.openai.prompt import completion_prompts, raw_prompt, template_messages
 from holdfast.openai.types import ChatCompletionRequest, CompletionRequest
+from holdfast.text.tools import ToolFormat
 
 Surface = Literal["chat_completions", "completions"]
 """The reference's names of the two routes in metrics."""
@@ -40,15 +43,27 @@ class Prepared(msgspec.Struct, frozen=True):
     served: ServedModel
     spec: GenerationSpec
     prompts: list[Prompt]
+    tool_format: ToolFormat | None
+    """How tool calls are looked for in the output; None: they are not."""
+    split_reasoning: bool
+    new_call_id: Callable[[], str]
 
 
 class Preparer:
     """Prepares requests of both surfaces."""
 
-    def __init__(self, registry: ModelRegistry, offload: Offload, *, steering: bool):
+    def __init__(self, config: FrontendConfig, registry: ModelRegistry, offload: Offload, rng: random.Random):
+        """Create it.
+
+        Raises:
+            InvalidRequest: a parser that the configuration names does not exist.
+        """
         self._registry = registry
         self._offload = offload
-        self._steering = steering
+        self._rng = rng
+        self._steering = config.trust_client_priority
+        self._tool_parser = config.tool_call_parser
+        self._split_reasoning = config.reasoning_parser != "none"
 
     async def prepare(self, surface: Surface, body: bytes) -> Prepared:
         """Return the prepared request.
@@ -66,7 +81,26 @@ class Preparer:
             spec, prompts = await self._offload.run(build, request, served)
         else:
             spec, prompts = build(request, served)
-        return Prepared(surface, request.model, served, spec, prompts)
+        return Prepared(
+            surface,
+            request.model,
+            served,
+            spec,
+            prompts,
+            self._tool_format(served, spec),
+            self._split_reasoning,
+            self._new_call_id,
+        )
+
+    def _tool_format(self, served: ServedModel, spec: GenerationSpec) -> ToolFormat | None:
+        if spec.tools.mode == "none" or self._tool_parser == "none":
+            return None
+        if spec.tools.mode == "forced":
+            return "llama3_json"
+        return self._tool_parser if self._tool_parser != "auto" else served.text.tool_format or "hermes"
+
+    def _new_call_id(self) -> str:
+        return f"call_{self._rng.getrandbits(96):024x}"
 
     def _chat(self, request: ChatCompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Prompt]]:
         spec = chat_spec(request, served.card, served.defaults, steering=self._steering)

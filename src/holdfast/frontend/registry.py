@@ -14,14 +14,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
-
 from holdfast.base.errors import HoldfastError, ModelNotFound, NoWorkers, TransportFault
-from holdfast.models.card import Artifact, ModelCard, PromptFiles
+from holdfast.models.card import Artifact, ModelCard
 from holdfast.models.store import ArtifactStore
 from holdfast.runtime.pool import Worker, WorkerPool
 from holdfast.runtime.streams import Logprobs, StreamHandle
-from holdfast.text.model import TextModel
+from holdfast.text.model import TextModel, load_text, missing
 from holdfast.wire.frames import OpenHeaders
 
 log = logging.getLogger(__name__)
@@ -148,10 +146,9 @@ class ModelRegistry:
             card = next((c for w in workers if (c := w.card(name)) is not None), None)
             if card is None:
                 return
-            tokenizer = await self._fetch(card.tokenizer, workers)
-            files = msgspec.msgpack.decode(await self._fetch(card.prompt_files, workers), type=PromptFiles)
-            loop = asyncio.get_running_loop()
-            text = await loop.run_in_executor(None, TextModel, card, tokenizer, files)
+            for artifact in missing(card, self._store):
+                await self._fetch(artifact, workers)
+            text = await asyncio.get_running_loop().run_in_executor(None, self._read, card)
         except HoldfastError as error:
             self._problem(name, error.message)
         except Exception as error:
@@ -159,7 +156,7 @@ class ModelRegistry:
             self._problem(name, f"{type(error).__name__}: {error}")
         else:
             self._problems.pop(name, None)
-            self._served[name] = ServedModel(card, text, dict(files.generation_config))
+            self._served[name] = ServedModel(card, text, dict(text.generation_config))
             self._loaded.set()
             log.info("model %s can be served (context %d tokens, %s)", name, card.context_length, card.engine)
 
@@ -168,25 +165,31 @@ class ModelRegistry:
             log.warning("model %s cannot be served yet: %s; trying again every second", name, message)
         self._problems[name] = message
 
-    async def _fetch(self, artifact: Artifact, workers: Sequence[Worker]) -> bytes:
-        data = self._store.get(artifact)
-        if data is not None:
-            return data
+    def _read(self, card: ModelCard) -> TextModel:
+        like = next((m.text for m in self._served.values() if m.card.tokenizer == card.tokenizer), None)
+        text = load_text(card, self._store, like=like)
+        if text is None:
+            raise NoWorkers("its files vanished from the cache; they are fetched again")
+        text.warm()
+        return text
+
+    async def _fetch(self, artifact: Artifact, workers: Sequence[Worker]) -> None:
         problem: HoldfastError = NoWorkers("no usable worker has it")
         for worker in workers:
             fetch = _Fetch()
             handle: StreamHandle | None = None
             try:
-                headers = OpenHeaders(request_id="artifact")
-                handle = worker.open("artifact", headers, artifact.sha256.encode(), fetch)
-                data = await asyncio.wait_for(fetch.done, FETCH_TIMEOUT)
-                self._store.put(data, artifact)
+                async with asyncio.timeout(FETCH_TIMEOUT):
+                    headers = OpenHeaders(request_id="artifact")
+                    handle = await worker.open_bulk("artifact", headers, artifact.sha256.encode(), fetch)
+                    data = await fetch.done
+                if self._store.accept(artifact, data):
+                    return
+                problem = TransportFault(f"worker {worker.instance} sent something else than {artifact.sha256[:12]}")
             except TimeoutError:
                 problem = TransportFault(f"worker {worker.instance} did not send it within {FETCH_TIMEOUT:g} s")
             except HoldfastError as error:
                 problem = error
-            else:
-                return data
             finally:
                 if handle is not None:
                     handle.kill("done")
