@@ -20,7 +20,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.base.lineage import SLOT
 from holdfast.base.settings import ConfigT, Field, InvalidSetting, Loaded, fields_of, load, near_misses, unknown_names
-from holdfast.cli.catalogue import CONFIG_FILE, known_variables, section
+from holdfast.cli.catalogue import CONFIG_FILE, Section, known_variables, section
 from holdfast.local.backoff import EXIT_CONFIGURATION
 from holdfast.telemetry.logs import LogConfig, setup_logging
 
@@ -111,6 +111,16 @@ def warn_near_misses() -> None:
     if unknown_names(os.environ, known):
         for warning in near_misses(os.environ, known):
             print(f"holdfast: warning: {warning}", file=sys.stderr)
+
+
+def passed_on(flags: Flags, parts: Sequence[Section], own: frozenset[str]) -> tuple[str, ...]:
+    """Return the given flags that these sections know, but for ``own``, as a child's command line.
+
+    Secrets are left out: they go by environment.
+    """
+    known = {field.flag for part in parts for field in part.fields if not field.secret} - own
+    given = [f"--{flag}={value}" for flag, value in flags.values.items() if flag in known]
+    return (*given, *((f"--config-file={flags.file}",) if flags.file else ()))
 
 
 def log_to_stderr(flags: Flags, role: str) -> None:

@@ -15,8 +15,8 @@ import typer
 
 from holdfast.base.errors import HoldfastError
 from holdfast.cli.app import parameter, takes_settings
-from holdfast.cli.catalogue import ENGINES, Section, section
-from holdfast.cli.options import Flags, Process
+from holdfast.cli.catalogue import ENGINES, section
+from holdfast.cli.options import Flags, Process, passed_on
 from holdfast.cli.show import Relay, StartProgress, paint
 from holdfast.frontend.config import FrontendConfig
 from holdfast.local.backoff import RestartPolicy
@@ -28,7 +28,7 @@ from holdfast.telemetry.logs import LogConfig, setup_logging
 
 _WORKER_SECTIONS = ("worker", *ENGINES, "log")
 _FRONTEND_SECTIONS = ("frontend", "log")
-_OWN = ("http-host", "http-port")
+_OWN = frozenset({"http-host", "http-port"})
 """Frontend settings that the plan decides for each frontend."""
 
 PROCESS = Process(("serve", *_FRONTEND_SECTIONS, *_WORKER_SECTIONS[:-1]), lambda _: 0)
@@ -71,21 +71,14 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig]:
         http_host=frontend.http_host,
         http_ports=tuple(claim_port(frontend.http_host, port) for port in wanted),
         workers=serve.workers,
-        worker_flags=_passed_on(flags, [section(name) for name in _WORKER_SECTIONS]),
-        frontend_flags=_passed_on(flags, [section(name) for name in _FRONTEND_SECTIONS]),
+        worker_flags=passed_on(flags, [section(name) for name in _WORKER_SECTIONS], _OWN),
+        frontend_flags=passed_on(flags, [section(name) for name in _FRONTEND_SECTIONS], _OWN),
         env=secret,
         namespace=frontend.namespace,
         restart=RestartPolicy(intensity=serve.restart_intensity, window=serve.restart_window),
         stop_grace=serve.stop_grace,
     )
     return plan, serve, frontend
-
-
-def _passed_on(flags: Flags, parts: list[Section]) -> tuple[str, ...]:
-    """Return the given flags that these sections know, as a command line; secrets go by environment."""
-    known = {f.flag for part in parts for f in part.fields if not f.secret} - set(_OWN)
-    given = [f"--{flag}={value}" for flag, value in flags.values.items() if flag in known]
-    return (*given, *((f"--config-file={flags.file}",) if flags.file else ()))
 
 
 async def _serve(cluster: LocalCluster, start_timeout: float, as_json: bool) -> int:

@@ -43,13 +43,13 @@ async def get(url: str, timeout: float = 5.0) -> Response:  # noqa: ASYNC109  th
         TimeoutError: no complete answer within ``timeout`` seconds.
     """
     async with asyncio.timeout(timeout), exchange("GET", url) as (status, headers, reader):
-        return Response(status, headers, b"".join([part async for part in _body(headers, reader)]))
+        return Response(status, headers, b"".join([part async for part in body(headers, reader)]))
 
 
 async def post(url: str, payload: Any, timeout: float, headers: dict[str, str] | None = None) -> Response:  # noqa: ASYNC109
     """Post JSON and return the whole answer. Raises as `get` does."""
     async with asyncio.timeout(timeout), exchange("POST", url, payload, headers) as (status, found, reader):
-        return Response(status, found, b"".join([part async for part in _body(found, reader)]))
+        return Response(status, found, b"".join([part async for part in body(found, reader)]))
 
 
 @contextlib.asynccontextmanager
@@ -76,7 +76,7 @@ async def exchange(
 async def events(headers: dict[str, str], reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
     """Yield the data of each server-sent event as it arrives; comments and other fields are skipped."""
     rest = b""
-    async for part in _body(headers, reader):
+    async for part in body(headers, reader):
         *lines, rest = (rest + part).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -84,16 +84,16 @@ async def events(headers: dict[str, str], reader: asyncio.StreamReader) -> Async
 
 
 def _request(method: str, url: SplitResult, payload: Any, headers: dict[str, str]) -> bytes:
-    body = b"" if payload is None else msgspec.json.encode(payload)
+    content = b"" if payload is None else msgspec.json.encode(payload)
     lines = [
         f"{method} {url.path or '/'}{'?' + url.query if url.query else ''} HTTP/1.1",
         f"host: {url.netloc}",
         "connection: close",
-        f"content-length: {len(body)}",
+        f"content-length: {len(content)}",
         *([] if payload is None else ["content-type: application/json"]),
         *(f"{name}: {value}" for name, value in headers.items()),
     ]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + content
 
 
 async def _head(reader: asyncio.StreamReader, url: str) -> tuple[int, dict[str, str]]:
@@ -110,7 +110,8 @@ async def _head(reader: asyncio.StreamReader, url: str) -> tuple[int, dict[str, 
     return int(words[1]), headers
 
 
-async def _body(headers: dict[str, str], reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+async def body(headers: dict[str, str], reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Yield the parts of a body as they arrive, without transfer coding."""
     if headers.get("transfer-encoding", "").lower() == "chunked":
         while size := int((await _line(reader)).split(b";")[0], 16):
             yield await reader.readexactly(size)

@@ -1,0 +1,220 @@
+"""The kill-a-worker demonstration: one answer undisturbed, the same answer with its worker killed, compared.
+
+Drives a `LocalCluster` over HTTP like any client. The worker that serves is the one that the stream itself
+names; it gets SIGKILL after a random number of tokens.
+
+Must never print, and never look at anything but what a client gets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import random
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from holdfast.base.errors import HoldfastError
+from holdfast.local import http
+from holdfast.local.cluster import ClusterFailed, LocalCluster
+
+REQUEST_SECONDS = 120.0
+RECOVERY_SECONDS = 60.0
+_EARLIEST, _LATEST = 0.15, 0.85
+"""The kill comes at a random moment between these shares of the answer."""
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """Text of one event, and when it came (the loop's time)."""
+
+    text: str
+    at: float
+
+
+class Transcript(msgspec.Struct):
+    """What a client saw of one answer."""
+
+    pieces: list[Piece] = []
+    workers: list[str] = []
+    """Instances that served it, in order."""
+    finish: str = ""
+    usage: dict[str, Any] = {}
+    extension: dict[str, Any] = {}
+    """The field ``holdfast`` of the last event."""
+
+    @property
+    def text(self) -> str:
+        """The whole answer."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+class Round(msgspec.Struct, frozen=True):
+    """The outcome of one kill. Times in milliseconds."""
+
+    killed: str
+    """Slot of the killed worker."""
+    killed_pid: int
+    after_pieces: int
+    """Events with text that had arrived when the worker was killed."""
+    gap_ms: float
+    """The longest silence from the last text before the kill on."""
+    usual_gap_ms: float
+    """Median time between two events of the undisturbed answer."""
+    pieces: int
+    equal: bool
+    usage_equal: bool
+    sha256: str
+    """Of the disturbed answer."""
+    expected_sha256: str
+    attempts: int
+
+
+OnPiece = Callable[[str], None]
+OnKill = Callable[[str, int], None]
+
+
+class Question(msgspec.Struct, frozen=True):
+    """What is asked. Sampling is seeded, so that equality proves more than greedy decoding would."""
+
+    prompt: str
+    max_tokens: int = 160
+    temperature: float = 0.8
+    seed: int = 7
+    model: str = ""
+
+    def body(self) -> dict[str, Any]:
+        """Return the body of the chat request."""
+        return {
+            "model": self.model,
+            "messages": [{"role": "user", "content": self.prompt}],
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "seed": self.seed,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
+
+
+class Demonstration:
+    """Asks the same question of a cluster, with and without killing who answers."""
+
+    def __init__(self, cluster: LocalCluster, question: Question, rng: random.Random):
+        self._cluster = cluster
+        self._question = question
+        self._rng = rng
+
+    async def undisturbed(self, on_piece: OnPiece = lambda _: None) -> Transcript:
+        """Return the answer of a run that nobody disturbs.
+
+        Raises:
+            HoldfastError: the request failed.
+            TimeoutError: it took longer than `REQUEST_SECONDS`.
+        """
+        transcript = Transcript()
+        async with asyncio.timeout(REQUEST_SECONDS):
+            await self._ask(transcript, lambda piece: on_piece(piece.text))
+        return transcript
+
+    async def disturbed(self, expected: Transcript, on_piece: OnPiece, on_kill: OnKill) -> Round:
+        """Ask again, kill the worker that answers at a random moment, and compare. Raises as `undisturbed`."""
+        count = len(expected.pieces)
+        kill_after = max(1, int(count * self._rng.uniform(_EARLIEST, _LATEST)))
+        seen = Transcript()
+        killed: list[tuple[str, int]] = []
+
+        def arrived(piece: Piece) -> None:
+            on_piece(piece.text)
+            if not killed and len(seen.pieces) >= kill_after:
+                slot = self._cluster.slot_of(seen.workers[-1]) if seen.workers else None
+                if slot is None:
+                    raise ClusterFailed("The stream does not say which worker serves it.")
+                pid = self._cluster.kill(slot)
+                killed.append((slot, pid))
+                on_kill(slot, pid)
+
+        async with asyncio.timeout(REQUEST_SECONDS):
+            await self._ask(seen, arrived)
+        if not killed:
+            raise ClusterFailed("The answer was over before its worker could be killed; ask for more tokens.")
+        return _compare(expected, seen, killed[0], kill_after)
+
+    async def recovered(self) -> None:
+        """Wait until the killed worker's replacement is usable. Raises ClusterFailed."""
+        await self._cluster.until_ready(RECOVERY_SECONDS)
+
+    async def _ask(self, transcript: Transcript, on_piece: Callable[[Piece], None]) -> None:
+        loop = asyncio.get_running_loop()
+        url = f"{self._cluster.base_urls[0]}/v1/chat/completions"
+        async with http.exchange("POST", url, self._question.body(), {"x-holdfast-trace": "1"}) as (status, head, body):
+            if status != 200:
+                text = b"".join([part async for part in http.body(head, body)])
+                raise ClusterFailed(f"The frontend answered {status}: {text[:300].decode('utf-8', 'replace')}")
+            _note_worker(transcript, head.get("x-holdfast-worker", ""))
+            async for data in http.events(head, body):
+                if data == b"[DONE]":
+                    return
+                piece = _note(transcript, msgspec.json.decode(data), loop.time())
+                if piece is not None:
+                    on_piece(piece)
+        raise ClusterFailed("The stream ended without its [DONE].")
+
+
+async def first_model(base_url: str) -> str:
+    """Return the first model that a frontend lists. Raises HoldfastError."""
+    models = (await http.get(f"{base_url}/v1/models")).json()["data"]
+    if not models:
+        raise ClusterFailed("The frontend lists no model.")
+    return str(models[0]["id"])
+
+
+def _note(transcript: Transcript, event: dict[str, Any], now: float) -> Piece | None:
+    """Record one event; return its piece of text, if it has one."""
+    if "error" in event:
+        raise HoldfastError(f"The stream ended with an error: {event['error'].get('message')}")
+    extension = event.get("holdfast") or {}
+    _note_worker(transcript, str(extension.get("worker", "")))
+    transcript.extension = {**transcript.extension, **extension}
+    transcript.usage = event.get("usage") or transcript.usage
+    for choice in event.get("choices", []):
+        transcript.finish = choice.get("finish_reason") or transcript.finish
+        text = choice.get("delta", {}).get("content")
+        if text:
+            transcript.pieces.append(Piece(text, now))
+            return transcript.pieces[-1]
+    return None
+
+
+def _note_worker(transcript: Transcript, worker: str) -> None:
+    if worker and worker not in transcript.workers[-1:]:
+        transcript.workers.append(worker)
+
+
+def _compare(expected: Transcript, seen: Transcript, killed: tuple[str, int], after: int) -> Round:
+    slot, pid = killed
+    silences = _intervals(seen.pieces[after - 1 :])
+    usual = _intervals(expected.pieces)
+    return Round(
+        killed=slot,
+        killed_pid=pid,
+        after_pieces=after,
+        gap_ms=max(silences, default=0.0) * 1e3,
+        usual_gap_ms=statistics.median(usual) * 1e3 if usual else 0.0,
+        pieces=len(seen.pieces),
+        equal=seen.text == expected.text and seen.finish == expected.finish,
+        usage_equal=seen.usage == expected.usage,
+        sha256=_digest(seen.text),
+        expected_sha256=_digest(expected.text),
+        attempts=int(seen.extension.get("attempts", 1)),
+    )
+
+
+def _intervals(pieces: list[Piece]) -> list[float]:
+    return [later.at - earlier.at for earlier, later in itertools.pairwise(pieces)]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
