@@ -31,6 +31,11 @@ _RUN_TOKENS = 4_096
 _MOST_CREDIT = 2**40
 
 
+def weight_of(entry: Entry) -> int:
+    """Return what an entry counts against the limits of unsent tokens."""
+    return len(entry[2]) * (1 if entry[3] is None else LOGPROBS_WEIGHT)
+
+
 class Run:
     """Waiting tokens that follow each other."""
 
@@ -133,13 +138,13 @@ class WorkerStream:
             self.held_bytes -= len(head.payload)
             self.credit -= 1
             return head
-        before = head.weight
         index, tokens, logprobs = head.split(allowed)
-        self.held_weight -= before - head.weight
         if not head.tokens:
             self.waiting.popleft()
+        entry = (self.id, index, tokens, logprobs)
+        self.held_weight -= weight_of(entry)
         self.credit -= len(tokens)
-        return self.id, index, tokens, logprobs
+        return entry
 
     def flow_changed(self) -> None:
         """Called when nothing waits any more, or when the stream is stopped or over; for subclasses."""
