@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -124,11 +125,12 @@ sys.exit(run(config, lambda: MockEngine(MockConfig(**{mock!r}))))
 
 
 class WorkerChild:
-    """A real worker process with a mock engine, registered under ``root``."""
+    """A real worker process."""
 
-    def __init__(self, root: Path, worker: dict[str, Any], mock: dict[str, Any]):
-        code = CHILD.format(root=str(root), worker=worker, mock=mock)
-        self.process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+    def __init__(self, argv: Sequence[str], env: dict[str, str]):
+        self.process = subprocess.Popen(
+            [sys.executable, *argv], stderr=subprocess.PIPE, text=True, env={**os.environ, **env}
+        )
 
     async def exit_code(self, seconds: float = 20.0) -> int:
         return await asyncio.to_thread(self.process.wait, seconds)
@@ -136,11 +138,12 @@ class WorkerChild:
 
 @asynccontextmanager
 async def worker_child(
-    root: Path, worker: dict[str, Any] | None = None, **mock: Any
+    root: Path, worker: dict[str, Any] | None = None, *, argv: Sequence[str] = (), **mock: Any
 ) -> AsyncIterator[tuple[WorkerChild, InstanceRecord]]:
     discovery = open_discovery("file", root=root)
     await discovery.start()
-    child = WorkerChild(root, worker or {}, {"step_ms": 2.0, **mock})
+    code = CHILD.format(root=str(root), worker=worker or {}, mock={"step_ms": 2.0, **mock})
+    child = WorkerChild(argv or ("-c", code), {"DYN_FILE_KV": str(root)})
     try:
         yield child, await record_of(discovery, child.process.pid)
     finally:

@@ -5,6 +5,8 @@ import hashlib
 import json
 import random
 import signal
+import time
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -174,6 +176,35 @@ async def test_a_second_signal_hurries(tmp_path):
         await caller.ended()
         assert caller.error.code == "worker_draining"
         assert await child.exit_code(5.0) == 0
+
+
+async def test_a_frozen_worker_goes_on_where_it_was(tmp_path):
+    async with worker_child(tmp_path) as (child, record), linked(record.address) as link:
+        wanted = request("[[mock:freeze-after 5]]", max_tokens=30)
+        caller = generate(link, wanted)
+        await caller.until(lambda: len(caller.tokens) == 5)
+        await asyncio.to_thread(wait_stopped, child.process.pid)
+        child.process.send_signal(signal.SIGCONT)
+        await caller.ended()
+        assert caller.tokens == expected_tokens(wanted)
+
+
+def wait_stopped(pid):
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "T":
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+async def test_a_worker_of_ones_own_in_twenty_lines(tmp_path):
+    example = Path(__file__).parents[2] / "examples" / "own_worker.py"
+    async with worker_child(tmp_path, argv=(str(example),)) as (child, record), linked(record.address) as link:
+        assert record.cards[0].name == "mirror"
+        wanted = msgspec.structs.replace(request(max_tokens=4), model="mirror")
+        caller = await generate(link, wanted).ended()
+        assert caller.tokens == unpack_ids(wanted.prompt_ids)[::-1][:4]
+        child.process.send_signal(signal.SIGTERM)
+        assert await child.exit_code() == 0
 
 
 # in this process, with discovery in memory

@@ -21,7 +21,7 @@ from typing import Any
 from holdfast.base.errors import DeadlineExceeded, HoldfastError
 from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
 from holdfast.base.lineage import die_with_owner
-from holdfast.base.settings import InvalidSetting
+from holdfast.base.settings import InvalidSetting, load
 from holdfast.engines.contract import Engine, EngineInfo
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
@@ -213,12 +213,12 @@ class WorkerProcess:
         await _bounded(self.host.close(), "closing the engine")
 
 
-def run(config: WorkerConfig, make_engine: Callable[[], Engine]) -> int:
+def run(config: WorkerConfig | None, make_engine: Callable[[], Engine]) -> int:
     """Run a worker in this process until SIGTERM or SIGINT; returns the exit code.
 
     Args:
-        config: the worker's settings.
-        make_engine: returns the engine, not started.
+        config: the worker's settings; None: from ``DYN_*`` variables.
+        make_engine: returns the engine, not started; called in the running loop.
 
     Raises:
         HoldfastError: the worker could not start.
@@ -226,6 +226,7 @@ def run(config: WorkerConfig, make_engine: Callable[[], Engine]) -> int:
     import uvloop  # noqa: PLC0415  only the process itself needs it; tests and the simulation bring their own loop
 
     die_with_owner(os.environ)
+    config = config or load(WorkerConfig, {}, os.environ).config
     return uvloop.run(run_worker(config, make_engine))
 
 
