@@ -127,10 +127,11 @@ class LlamaContext:
     def add(self, slot: int, tokens: list[int], position: int, *, wanted: bool) -> int:
         """Append tokens of one slot; ``wanted``: logits of the last one. Returns that one's row for `logits`."""
         start, end = self._count, self._count + len(tokens)
-        self._token[start:end] = tokens
-        self._position[start:end] = list(range(position, position + len(tokens)))
-        self._slot[start:end] = [slot] * len(tokens)
-        self._wanted[start:end] = [0] * len(tokens)
+        for at, token in enumerate(tokens, start):
+            self._token[at] = token
+            self._position[at] = position + at - start
+            self._slot[at] = slot
+            self._wanted[at] = 0
         self._wanted[end - 1] = int(wanted)
         self._count = end
         return end - 1

@@ -16,15 +16,13 @@ from typing import TYPE_CHECKING
 
 from holdfast.base.errors import (
     Conflict,
-    ContextLengthExceeded,
     EngineFailed,
     HoldfastError,
-    InvalidRequest,
     UnsupportedFeature,
     WorkerSaturated,
 )
 from holdfast.base.ids import SequenceKey
-from holdfast.base.limits import LOGIT_BIAS_ENTRIES, TOP_LOGPROBS
+from holdfast.base.limits import TOP_LOGPROBS
 from holdfast.engines.contract import (
     Capabilities,
     DeathSink,
@@ -40,6 +38,7 @@ from holdfast.engines.contract import (
     StepSink,
     unpack_ids,
 )
+from holdfast.engines.llamacpp.checks import check_sampling, check_tokens
 from holdfast.engines.llamacpp.config import CHUNK_TOKENS, LlamaCppConfig
 from holdfast.engines.llamacpp.grammar import constraint_to_gbnf
 from holdfast.engines.llamacpp.library import INSTALL_HINT, find_library, load_library
@@ -104,11 +103,8 @@ class LlamaCppEngine(Engine):
         if request.lora is not None:
             raise UnsupportedFeature("The embedded engine serves no LoRA adapters.", param="model")
         prompt, generated = unpack_ids(request.prompt_ids), unpack_ids(request.generated_ids)
-        _check_ids(prompt, generated, core.model.vocab_size)
-        _check_length(len(prompt), len(generated), core.context_length)
-        _check_sampling(request.sampling, core.model.vocab_size)
-        if request.stop.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens is {request.stop.max_tokens}; it must be at least 1.", param="max_tokens")
+        check_tokens(prompt, generated, vocab_size=core.model.vocab_size, context_length=core.context_length)
+        check_sampling(request.sampling, request.stop, core.model.vocab_size)
         self._check_room()
         sequence = Sequence(
             key,
@@ -305,50 +301,3 @@ def _resolve(started: asyncio.Future[EngineInfo], info: EngineInfo) -> None:
 def _as_failure(error: BaseException) -> EngineFailed:
     logger.error("The llamacpp engine thread raised", exc_info=error)
     return EngineFailed(f"The llamacpp engine thread raised {type(error).__name__}: {error}")
-
-
-def _check_ids(prompt: list[int], generated: list[int], vocab_size: int) -> None:
-    if not prompt:
-        raise InvalidRequest("The prompt has no tokens.", param="prompt")
-    largest = max(max(ids, default=0) for ids in (prompt, generated))
-    if largest >= vocab_size:
-        raise InvalidRequest(f"Token id {largest} is outside the vocabulary of {vocab_size} tokens.", param="prompt")
-
-
-def _check_length(prompt: int, generated: int, limit: int) -> None:
-    if prompt >= limit:
-        raise ContextLengthExceeded(
-            f"The prompt has {prompt} tokens; this model's context is {limit} tokens including the answer.",
-            param="prompt",
-            limit=limit,
-            actual=prompt,
-        )
-    if prompt + generated > limit:
-        raise ContextLengthExceeded(
-            f"Prompt ({prompt}) and generated tokens ({generated}) exceed this worker's context of {limit} tokens.",
-            param="prompt",
-            limit=limit,
-            actual=prompt + generated,
-        )
-
-
-def _check_sampling(s: Sampling, vocab_size: int) -> None:
-    """Refuse values that have no meaning, naming parameter, value and range."""
-    finite = float("inf")
-    ranges = (
-        ("temperature", s.temperature, 0.0 <= s.temperature < finite, "at least 0"),
-        ("top_p", s.top_p, 0.0 < s.top_p <= 1.0, "above 0 and at most 1"),
-        ("top_k", s.top_k, s.top_k >= -1, "-1 or 0 (off), or at least 1"),
-        ("min_p", s.min_p, 0.0 <= s.min_p <= 1.0, "0 to 1"),
-        ("repetition_penalty", s.repetition_penalty, 0.0 < s.repetition_penalty < finite, "above 0"),
-        ("presence_penalty", s.presence_penalty, abs(s.presence_penalty) < finite, "a number"),
-        ("frequency_penalty", s.frequency_penalty, abs(s.frequency_penalty) < finite, "a number"),
-        ("logprobs", s.logprobs, s.logprobs is None or 0 <= s.logprobs <= TOP_LOGPROBS, f"0 to {TOP_LOGPROBS}"),
-        ("logit_bias", len(s.logit_bias), len(s.logit_bias) <= LOGIT_BIAS_ENTRIES, f"{LOGIT_BIAS_ENTRIES} entries"),
-    )
-    for name, value, good, allowed in ranges:
-        if not good:
-            raise InvalidRequest(f"{name} is {value}; it must be {allowed}.", param=name)
-    for token, bias in s.logit_bias.items():
-        if not 0 <= token < vocab_size or bias != bias:  # noqa: PLR0124 - only NaN differs from itself
-            raise InvalidRequest(f"logit_bias has the unusable entry {token}: {bias}.", param="logit_bias")

@@ -220,9 +220,7 @@ class _Converter:
             return self.free(FREE_DEPTH)
         self.refuse_others(schema, {"type", *(k for kind in kinds for k in _KEYWORDS[kind])}, path)
         build = {"object": self.object, "array": self.array, "string": self.string}
-        return self.either(
-            build[kind](schema, path, depth) if kind in build else kind for kind in (*kinds, *_nullable(schema, kinds))
-        )
+        return self.either(build[kind](schema, path, depth) if kind in build else kind for kind in kinds)
 
     def refuse_others(self, schema: dict[str, Any], allowed: set[str], path: str) -> None:
         for keyword in schema:
@@ -336,10 +334,6 @@ def _types(schema: dict[str, Any], path: str) -> tuple[str, ...]:
         if one not in _KEYWORDS:
             raise InvalidRequest(f"The JSON schema at {path} has an unknown type {one!r}.")
     return kinds
-
-
-def _nullable(schema: dict[str, Any], kinds: tuple[str, ...]) -> tuple[str, ...]:
-    return ("null",) if schema.get("nullable") is True and "null" not in kinds else ()
 
 
 def _implied(schema: dict[str, Any]) -> tuple[str, ...]:
