@@ -30,7 +30,9 @@ def guided_of(request: CommonRequest, tools: ToolUse, supported: tuple[str, ...]
         InvalidRequest: two constraints at once, or a schema that is not JSON.
         UnsupportedFeature: the engine can't do this kind; ``param`` names the field that asked for it.
     """
-    wanted = _from_response_format(request) + _from_guided_keys(request) + _from_structured_outputs(request)
+    wanted = _from_response_format(request)
+    wanted += _from_guided_keys(request)
+    wanted += _from_structured_outputs(request)
     if tools.mode == "forced":
         wanted.append(("tool_choice", Guided("json_schema", tools.forced_schema())))
     if not wanted:

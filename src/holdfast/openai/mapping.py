@@ -9,7 +9,6 @@ Must never tokenize, choose a worker or draw a seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -289,6 +288,9 @@ def _penalty(param: str, value: float | None, card: ModelCard, neutral: float = 
     return value
 
 
+_NUMBERS = (float, int)
+
+
 def _first(value: float | None, default: float | None, otherwise: float) -> float:
     if value is not None:
         return value
@@ -298,7 +300,7 @@ def _first(value: float | None, default: float | None, otherwise: float) -> floa
 def _number(defaults: Defaults, key: str, least: float, most: float) -> float | None:
     """Return a usable number of the generation config; models ship nulls and odd values, which don't count."""
     value = defaults.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if value is None or type(value) not in _NUMBERS:
         return None
     return float(value) if least <= value <= most else None
 

@@ -28,7 +28,7 @@ def edit_distance(a: str, b: str, bound: int) -> int:
             row.append(best)
         if min(row) > bound:
             return bound + 1
-    return row[-1]
+    return min(row[-1], bound + 1)
 
 
 def _plain(word: str) -> str:

@@ -135,7 +135,11 @@ def _explained(error: Exception, body: bytes, surface: _Surface[R]) -> InvalidRe
     missing = missing_field(error)
     if missing is None:
         return explain(error, body)
-    for key in _keys(body):
+    try:
+        given = _keys(body)
+    except (ValueError, RecursionError) as worse:
+        return explain(worse, body)
+    for key in given:
         if key in surface.foreign and missing in ("messages", "prompt"):
             return InvalidRequest(surface.foreign[key], param=key)
         if key not in surface.known and nearest(key, surface.known) == missing:
