@@ -100,7 +100,7 @@ class Link:
     @property
     def streams(self) -> int:
         """Open streams on both connections."""
-        return sum(len(channel.core.streams) for channel in self._channels())
+        return sum(channel.core.open_streams for channel in self._channels())
 
     @property
     def late_frames(self) -> int:

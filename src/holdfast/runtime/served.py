@@ -101,6 +101,7 @@ class ServedConnection(asyncio.Protocol):
             self.close()
             return
         self._flusher.flush()
+        self._release()
         if self._flusher.overfull:
             log.warning("connection of caller %s closed: it sends but does not read", self.caller)
             self.abort()

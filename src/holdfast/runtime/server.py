@@ -155,7 +155,7 @@ class WorkerServer:
     @property
     def open_streams(self) -> int:
         """Streams that are not over, of all callers."""
-        return sum(len(connection.core.streams) for connection in self._connections)
+        return sum(connection.core.open_streams for connection in self._connections)
 
     def drain(self, reason: str, remaining_ms: int) -> None:
         """Tell every caller, present and future, that nothing is accepted any more; running streams go on."""
@@ -306,7 +306,7 @@ class WorkerServer:
             "caller %s was silent for %g s: its %d streams are stopped",
             session.control.caller,
             self._settings.silence_bound,
-            len(session.control.core.streams),
+            session.control.core.open_streams,
         )
         session.control.abort()
 

@@ -106,6 +106,11 @@ class CallerConnection:
         return list(self._streams.values())
 
     @property
+    def open_streams(self) -> int:
+        """How many streams are not over."""
+        return len(self._streams)
+
+    @property
     def version(self) -> int:
         """The protocol version in use; 0 before the welcome."""
         return self.welcome.version if self.welcome is not None else 0
