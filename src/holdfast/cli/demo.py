@@ -8,6 +8,7 @@ import math
 import os
 import random
 import secrets
+import signal
 import statistics
 import sys
 import tempfile
@@ -34,6 +35,7 @@ from holdfast.worker.config import WorkerConfig
 
 PROMPT = "Tell me the story of a lighthouse keeper who has to keep the light burning through a storm."
 KEPT_LINES = 200
+EXIT_INTERRUPTED = 130
 _OWN = frozenset({"file-kv", "discovery-backend"})
 _SECTIONS = Process(("serve", "worker", *ENGINES, "log"), lambda _: 0)
 _MOCK_STEP = "mock-step-ms"
@@ -88,6 +90,8 @@ def command(flags: Flags, **own: Any) -> int:
             discovery = open_discovery("file", root=directory)
             cluster = LocalCluster(plan, discovery, random.Random(seed), os.environ, relay)
             report = asyncio.run(_demonstrate(cluster, flags, own, seed))
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return EXIT_INTERRUPTED
     except (HoldfastError, TimeoutError) as error:
         print("\n".join(kept), file=sys.stderr)
         print(f"holdfast: {getattr(error, 'message', 'the answer took too long')}", file=sys.stderr)
@@ -114,6 +118,7 @@ def _plan(flags: Flags, directory: str, rounds: int) -> ClusterPlan:
 
 
 async def _demonstrate(cluster: LocalCluster, flags: Flags, own: dict[str, Any], seed: int) -> Report:
+    _stop_on_sigterm()
     begin = time.monotonic()
     loud = not own["json"]
     engine = flags.load(WorkerConfig, "worker").config.engine
@@ -135,6 +140,13 @@ async def _demonstrate(cluster: LocalCluster, flags: Flags, own: dict[str, Any],
     if loud:
         _print_report(report, expected)
     return report
+
+
+def _stop_on_sigterm() -> None:
+    """End like on Ctrl-C, so that the cluster is stopped in order and its directory removed."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 async def _undisturbed(demonstration: Demonstration, loud: bool) -> Transcript:

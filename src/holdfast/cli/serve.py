@@ -22,6 +22,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.config import ServeConfig
+from holdfast.local.demonstration import first_model
 from holdfast.local.ports import claim_port
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.telemetry.logs import LogConfig, setup_logging
@@ -92,7 +93,7 @@ async def _serve(cluster: LocalCluster, start_timeout: float, as_json: bool) -> 
             print(f"holdfast: {error.message}", file=sys.stderr, flush=True)
             return 1
         if not running.done():
-            _announce(cluster, as_json)
+            await _announce(cluster, as_json)
         return await asyncio.shield(running)
 
 
@@ -107,8 +108,9 @@ async def _until_ready(cluster: LocalCluster, running: asyncio.Task[int], timeou
         await asyncio.wait({waiting})
 
 
-def _announce(cluster: LocalCluster, as_json: bool) -> None:
+async def _announce(cluster: LocalCluster, as_json: bool) -> None:
     url = cluster.base_urls[0]
+    model = await first_model(url)
     views = cluster.views()
     if as_json:
         ready = {"base_urls": [f"{u}/v1" for u in cluster.base_urls], "slots": views, "pid": os.getpid()}
@@ -116,8 +118,9 @@ def _announce(cluster: LocalCluster, as_json: bool) -> None:
         return
     workers = " or ".join(str(view.pid) for view in views if view.slot.startswith("worker"))
     example = (
-        f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
-        '    -d \'{"messages": [{"role": "user", "content": "Tell me a story."}], "stream": true, "max_tokens": 400}\''
+        f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{\n"
+        f'    "model": "{model}", "stream": true, "max_tokens": 400,\n'
+        '    "messages": [{"role": "user", "content": "Tell me a story."}]}\''
     )
     print(
         f"\n{paint('Holdfast serves at ' + url, 'bold')}\n\n{example}\n\n"

@@ -9,6 +9,7 @@ Must never decide anything.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
 _COLOURS = {"red": "31", "green": "32", "yellow": "33", "blue": "34", "cyan": "36", "dim": "2", "bold": "1"}
+_ESCAPE = re.compile("\x1b\\[[0-9;]*m")
 _STATE_COLOURS = {"ready": "green", "gave-up": "red", "failed": "red", "restarting": "yellow", "stalled": "yellow"}
 
 
@@ -42,8 +44,14 @@ def table(rows: Sequence[tuple[str, ...]]) -> str:
     """Return rows as aligned columns."""
     if not rows:
         return ""
-    wide = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows)
+    wide = [max(_width(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell + " " * (w - _width(cell)) for cell, w in zip(row, wide, strict=True)).rstrip() for row in rows
+    )
+
+
+def _width(cell: str) -> int:
+    return len(_ESCAPE.sub("", cell))
 
 
 class Relay:

@@ -176,9 +176,12 @@ class LocalCluster:
             if name in self._serving:
                 continue
             with contextlib.suppress(HoldfastError, TimeoutError, msgspec.DecodeError):
-                answer = await http.get(f"{url}/health", timeout=1.0)
-                usable = answer.json().get("models", {}) if answer.status == 200 else {}
-                if max(usable.values(), default=0) >= self.plan.workers:
+                health = await http.get(f"{url}/health", timeout=1.0)
+                usable = health.json().get("models", {}) if health.status == 200 else {}
+                if max(usable.values(), default=0) < self.plan.workers:
+                    continue
+                models = await http.get(f"{url}/v1/models", timeout=1.0)
+                if models.status == 200 and models.json().get("data"):
                     self._serving.add(name)
 
     def _raise_if_given_up(self) -> None:

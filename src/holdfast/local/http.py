@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -62,7 +63,7 @@ async def exchange(
     try:
         reader, writer = await asyncio.open_connection(host, port, limit=_LINE_BYTES)
     except OSError as error:
-        raise CannotConnect(f"Nobody answers at {host}:{port} ({error.strerror or error}).") from error
+        raise CannotConnect(f"Nobody answers at {host}:{port} ({_why(error)}).") from error
     try:
         writer.write(_request(method, parts, payload, headers or {}))
         status, found = await _head(reader, url)
@@ -81,6 +82,10 @@ async def events(headers: dict[str, str], reader: asyncio.StreamReader) -> Async
         for line in lines:
             if line.startswith(b"data:"):
                 yield line[5:].strip()
+
+
+def _why(error: OSError) -> str:
+    return os.strerror(error.errno) if error.errno else str(error)
 
 
 def _request(method: str, url: SplitResult, payload: Any, headers: dict[str, str]) -> bytes:

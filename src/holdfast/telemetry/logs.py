@@ -38,8 +38,8 @@ _LEVELS = {
     "error": logging.ERROR,
     "off": logging.CRITICAL + 1,
 }
-_NOISY = ("asyncio", "httpx", "httpcore", "uvicorn.access", "hpack", "urllib3")
-_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_NOISY = ("asyncio", "httpx", "httpcore", "uvicorn", "hpack", "urllib3")
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class LogConfig(msgspec.Struct, frozen=True):

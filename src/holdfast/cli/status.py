@@ -1,0 +1,142 @@
+"""`holdfast status`: who is there, in what state. Must never change anything, and never wait long."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from holdfast.base.errors import HoldfastError
+from holdfast.cli.app import parameter, takes_settings
+from holdfast.cli.options import Flags, Process
+from holdfast.cli.show import paint, state_colour, table
+from holdfast.frontend.config import FrontendConfig
+from holdfast.local import http
+from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, InstanceRecord
+from holdfast.runtime.discovery.factory import open_discovery
+
+ANSWER_SECONDS = 3.0
+
+
+class FrontendStatus(msgspec.Struct, frozen=True):
+    """What one frontend says of itself. ``status``: as in its /health, or ``unreachable``."""
+
+    url: str
+    status: str
+    detail: str = ""
+    models: dict[str, int] = {}
+    """Usable workers by model."""
+    instances: list[dict[str, Any]] = []
+    """Workers as this frontend sees them."""
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What ``--json`` prints."""
+
+    discovery_reachable: bool
+    frontends: list[FrontendStatus]
+    workers: list[InstanceRecord]
+    supervisors: list[InstanceRecord]
+
+
+_PROCESS = Process(("frontend",), lambda _: 0)
+_URL = parameter(
+    "url",
+    Annotated[list[str] | None, typer.Option("--url", help="Frontend to ask, http://host:port; may be repeated.")],
+    None,
+)
+_JSON = parameter("as_json", Annotated[bool, typer.Option("--json", help="JSON, for machines.")], False)
+
+
+@takes_settings(_PROCESS, _URL, _JSON)
+def command(flags: Flags, *, url: list[str] | None, as_json: bool) -> int:
+    """Show who is there, and in what state.
+
+    Reads discovery and asks the frontend at --http-host and --http-port (or those given by --url) how it sees the
+    workers. Exits with 0 when at least one frontend can serve a model, otherwise with 1.
+    """
+    config = flags.load(FrontendConfig, "frontend").config
+    urls = url or [f"http://{config.http_host}:{config.http_port}"]
+    discovery = open_discovery(config.discovery_backend, root=config.file_kv)
+    status = asyncio.run(_look(discovery, config.namespace, urls))
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
+    else:
+        _print(status)
+    return 0 if any(any(f.models.values()) for f in status.frontends) else 1
+
+
+async def _look(discovery: Discovery, namespace: str, urls: list[str]) -> Status:
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            await discovery.start()
+        records = [r for r in discovery.snapshot() if r.namespace == namespace]
+        reachable = discovery.reachable
+    except TimeoutError:
+        records, reachable = [], False
+    finally:
+        await discovery.close()
+    frontends = await asyncio.gather(*(_ask(url.rstrip("/")) for url in urls))
+    workers = [r for r in records if r.component != SUPERVISOR]
+    return Status(reachable, frontends, workers, [r for r in records if r.component == SUPERVISOR])
+
+
+async def _ask(url: str) -> FrontendStatus:
+    try:
+        answer = await http.get(f"{url}/health", timeout=ANSWER_SECONDS)
+        health = answer.json()
+    except HoldfastError as error:
+        return FrontendStatus(url, "unreachable", error.message)
+    except TimeoutError:
+        return FrontendStatus(url, "unreachable", f"no answer within {ANSWER_SECONDS:g} s")
+    except msgspec.DecodeError:
+        return FrontendStatus(url, "unreachable", f"what answers there is no Holdfast frontend (HTTP {answer.status})")
+    return FrontendStatus(
+        url, health.get("status", "?"), health.get("message", ""), health.get("models", {}), health.get("instances", [])
+    )
+
+
+def _print(status: Status) -> None:
+    for frontend in status.frontends:
+        colour = "green" if frontend.status == "healthy" else "red"
+        print(f"frontend {frontend.url}: {paint(frontend.status, colour)}  {frontend.detail}".rstrip())
+        for model, usable in frontend.models.items():
+            print(f"  model {model}: {usable} usable worker{'s' if usable != 1 else ''}")
+    for record in status.supervisors:
+        slots = "  ".join(
+            f"{slot} {paint(str(state), _slot_colour(str(state)))}" for slot, state in record.meta.items()
+        )
+        print(f"supervisor: {slots}")
+    if not status.discovery_reachable:
+        print(paint("discovery cannot be reached: what follows is the last view", "yellow"))
+    if status.workers:
+        print(
+            table([("WORKER", "STATE", "AS SEEN BY FRONTENDS", "PID", "ADDRESS", "ENGINE", "MODELS"), *_rows(status)])
+        )
+    else:
+        print("no workers in discovery")
+
+
+def _rows(status: Status) -> list[tuple[str, ...]]:
+    seen: dict[str, set[str]] = {}
+    for frontend in status.frontends:
+        for instance in frontend.instances:
+            seen.setdefault(str(instance.get("instance_id")), set()).add(str(instance.get("state")))
+    return [
+        (
+            record.instance,
+            paint(record.state, state_colour(record.state)),
+            ", ".join(sorted(seen.get(record.instance, {"-"}))),
+            str(record.pid or "-"),
+            record.address,
+            ", ".join(sorted({card.engine for card in record.cards})) or "-",
+            ", ".join(card.name for card in record.cards) or "-",
+        )
+        for record in status.workers
+    ]
+
+
+def _slot_colour(state: str) -> str:
+    return {"running": "green", "restarting": "yellow"}.get(state, "red")
