@@ -6,6 +6,7 @@ Must never decide whether a field is accepted: that is `parse`.
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 
 def edit_distance(a: str, b: str, bound: int) -> int:
@@ -51,18 +52,29 @@ def nearest(word: str, known: frozenset[str]) -> str | None:
     """
     if len(word) > 64:
         return None
-    plain = _plain(word)
+    plain, letters, length = _plain(word), frozenset(word), len(word)
     best: tuple[int, str] | None = None
-    for name in _ordered(known):
-        if _plain(name) == plain:
-            return name
-        bound = _tolerance(name)
-        distance = edit_distance(word, name, bound)
+    for candidate in _candidates(known):
+        if candidate.plain == plain:
+            return candidate.name
+        bound = candidate.tolerance
+        # an edit changes the length by at most one and the set of letters by at most two
+        if abs(candidate.length - length) > bound or len(candidate.letters ^ letters) > 2 * bound:
+            continue
+        distance = edit_distance(word, candidate.name, bound)
         if distance <= bound and (best is None or distance < best[0]):
-            best = (distance, name)
+            best = (distance, candidate.name)
     return best[1] if best else None
 
 
+class _Candidate(NamedTuple):
+    name: str
+    plain: str
+    letters: frozenset[str]
+    length: int
+    tolerance: int
+
+
 @lru_cache(maxsize=16)
-def _ordered(names: frozenset[str]) -> tuple[str, ...]:
-    return tuple(sorted(names))
+def _candidates(names: frozenset[str]) -> tuple[_Candidate, ...]:
+    return tuple(_Candidate(n, _plain(n), frozenset(n), len(n), _tolerance(n)) for n in sorted(names))
