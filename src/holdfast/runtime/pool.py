@@ -10,49 +10,37 @@ Must never choose a worker for a request, retry one, or hold a stream.
 from __future__ import annotations
 
 import asyncio
-import functools
 import logging
 import random
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Callable
 
 import msgspec
 
-from holdfast.base.errors import Disconnected, HoldfastError, WorkerDraining
-from holdfast.base.ids import Epoch, InstanceId
+from holdfast.base.ids import InstanceId
 from holdfast.models.card import ModelCard
 from holdfast.runtime.catalogue import Catalogue
+from holdfast.runtime.connector import Connector, ConnectSettings, LinkFactory
 from holdfast.runtime.departures import Departures
-from holdfast.runtime.detector import DetectorSettings, FailureDetector, Judgement
+from holdfast.runtime.detector import DetectorSettings, FailureDetector
 from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, DiscoveryEvent, InstanceRecord
 from holdfast.runtime.inhibition import Inhibition, InhibitionSettings
 from holdfast.runtime.link import Link
-from holdfast.runtime.member import LEAVING_STATES, PoolLink, Trigger, Worker
+from holdfast.runtime.member import LEAVING_STATES, PoolLink, Worker
+from holdfast.runtime.notices import Notices, PoolEvent, PoolSink
 from holdfast.runtime.transport import Transport
-from holdfast.wire.frames import Draining, Pong
+from holdfast.runtime.watch import Watch, shows_progress
 
 log = logging.getLogger(__name__)
 
 __all__ = ["PoolEvent", "PoolSettings", "PoolSink", "Worker", "WorkerPool"]
-
-PoolEvent = Literal["added", "changed", "state", "pong", "removed"]
-"""``added`` and ``removed``: membership; ``changed``: record or cards; ``state``: state, draining or lifecycle;
-``pong``: fresh load and progress."""
-PoolSink = Callable[[PoolEvent, Worker], None]
-LinkFactory = Callable[[InstanceRecord], PoolLink]
 
 
 class PoolSettings(msgspec.Struct, frozen=True):
     """Times in seconds."""
 
     detector: DetectorSettings = DetectorSettings()
+    connect: ConnectSettings = ConnectSettings()
     inhibition: InhibitionSettings = InhibitionSettings()
-    connect_timeout: float = 2.0
-    """For connecting and shaking hands once."""
-    retry_first: float = 0.05
-    """Wait after the first failed connection attempt; doubles with each further one …"""
-    retry_ceiling: float = 2.0
-    """… up to this. Attempts go on for as long as discovery lists the worker."""
     unlisted: float = 60.0
     """A connected worker that vanished from discovery without a word gets new work for this long."""
 
@@ -92,19 +80,25 @@ class WorkerPool:
         self._transport, self._caller, self._secret = transport, caller, secret
         self._rng = rng
         self._namespace, self._prefix = namespace, namespace_prefix
-        self._on_read_done = on_read_done
-        self._make_link = link_factory or self._default_link
         self._detector = FailureDetector(self.settings.detector)
         self._catalogue = Catalogue()
         self._departures = Departures()
         self._workers: dict[InstanceId, Worker] = {}
-        self._sinks: list[PoolSink] = []
-        self._waiters: set[asyncio.Event] = set()
+        self._notices = Notices()
+        self._watch = Watch(
+            self._workers,
+            self._detector,
+            self._notices,
+            self._clock,
+            on_unlisted_lost=lambda worker: self._forget(worker, purposeful=worker.leaving),
+            on_roles_changed=self._catalogue_changed,
+        )
+        make_link = link_factory or self._default_link
+        self._connector = Connector(self._watch, self.settings.connect, make_link, rng, on_read_done)
+        self._watch.connector = self._connector
         self._arrivals = 0
-        self._tasks: asyncio.TaskGroup | None = None
         self._runner: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
-        self._clock: Callable[[], float] = lambda: 0.0
+        self._loop_time: Callable[[], float] = lambda: 0.0
         self._unsubscribe: Callable[[], None] = lambda: None
 
     # -- what rooms above ask --------------------------------------------------------------------------
@@ -163,13 +157,7 @@ class WorkerPool:
 
     def subscribe(self, callback: PoolSink) -> Callable[[], None]:
         """Call back on every change; returns the way to stop it. Callbacks must not block."""
-        self._sinks.append(callback)
-
-        def unsubscribe() -> None:
-            if callback in self._sinks:
-                self._sinks.remove(callback)
-
-        return unsubscribe
+        return self._notices.subscribe(callback)
 
     async def wait_usable(self, model: str, timeout: float) -> list[Worker]:  # noqa: ASYNC109
         """Wait until a model has a usable worker.
@@ -181,45 +169,42 @@ class WorkerPool:
         Returns:
             The usable workers; empty when the time is over, or at once when no replacement is expected.
         """
-        changed = asyncio.Event()
-        self._waiters.add(changed)
-        deadline = self._clock() + timeout
-        try:
-            while not (found := self.usable(model)) and self.replacement_expected(model):
-                left = deadline - self._clock()
-                if left <= 0:
-                    return []
-                changed.clear()
-                try:
-                    await asyncio.wait_for(changed.wait(), left)
-                except TimeoutError:
-                    continue
-            return found
-        finally:
-            self._waiters.discard(changed)
+        await self._notices.until(lambda: bool(self.usable(model)) or not self.replacement_expected(model), timeout)
+        return self.usable(model)
 
     # -- life ------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Take discovery's view, begin to connect and to watch."""
         loop = asyncio.get_running_loop()
-        self._clock = loop.time
+        self._loop_time = loop.time
         started = asyncio.Event()
         self._runner = loop.create_task(self._run(started), name="worker-pool")
         await started.wait()
 
     async def _run(self, started: asyncio.Event) -> None:
-        async with asyncio.TaskGroup() as self._tasks:
+        async with asyncio.TaskGroup() as tasks:
+            self._connector.start(tasks)
             self._unsubscribe = self._discovery.subscribe(self._on_discovery)
             for record in self._discovery.snapshot():
                 self._upsert(record)
             started.set()
             while True:
                 try:
-                    self._check()
+                    self._turn()
                 except Exception:
                     log.exception("a turn of the worker pool failed; watching goes on")
                 await asyncio.sleep(self.settings.detector.check_interval)
+
+    def _clock(self) -> float:
+        return self._loop_time()
+
+    def _turn(self) -> None:
+        now = self._clock()
+        self._watch.check(now)
+        for worker in self.all_workers():
+            self._let_go(worker, now)
+        self._notices.wake()
 
     async def close(self) -> None:
         """Break what is left and close all links. Idempotent."""
@@ -232,8 +217,7 @@ class WorkerPool:
                 log.error("the worker pool had failed", exc_info=runner.exception())
         for worker in self.all_workers():
             self._forget(worker, purposeful=False)
-        if self._closing:
-            await asyncio.wait(self._closing, timeout=self.settings.connect_timeout)
+        await self._connector.close()
 
     # -- discovery -------------------------------------------------------------------------------------
 
@@ -250,7 +234,7 @@ class WorkerPool:
     def _upsert(self, record: InstanceRecord) -> None:
         if record.component == SUPERVISOR:
             self._departures.supervisor(record)
-            self._wake()
+            self._notices.wake()
             return
         if not record.address or not self._in_scope(record.namespace):
             return
@@ -261,11 +245,11 @@ class WorkerPool:
         restarted = record.epoch != worker.epoch
         worker.adopt(record)
         worker.poke.set()
-        self._detector.expect_progress(worker.instance, _shows_progress(record.cards))
+        self._detector.expect_progress(worker.instance, shows_progress(record.cards))
         self._catalogue_changed()
         if restarted or worker.link is None:
-            self._ensure_connecting(worker)
-        self._tell("changed", worker)
+            self._connector.ensure(worker)
+        self._notices.tell("changed", worker)
 
     def _in_scope(self, namespace: str) -> bool:
         if self._prefix:
@@ -284,14 +268,14 @@ class WorkerPool:
         worker.draining = record.state in LEAVING_STATES
         self._workers[record.instance] = worker
         self._catalogue_changed()
-        self._tell("added", worker)
-        self._ensure_connecting(worker)
+        self._notices.tell("added", worker)
+        self._connector.ensure(worker)
 
     def _unlist(self, record: InstanceRecord, event: DiscoveryEvent) -> None:
         """Removed from discovery: on purpose it leaves; otherwise what still answers is kept for a while."""
         if record.component == SUPERVISOR:
             self._departures.supervisor_left(record)
-            self._wake()
+            self._notices.wake()
             return
         worker = self._workers.get(record.instance)
         if worker is None or not worker.listed:
@@ -313,12 +297,12 @@ class WorkerPool:
             )
 
     def _retire(self, worker: Worker, *, purposeful: bool) -> None:
-        """No new work; it is forgotten when its streams are over (`_check`) or its connection ends."""
+        """No new work; it is forgotten when its streams are over (`_let_go`) or its connection ends."""
         worker.leaving = True
         worker.unlisted_until = None
         self._departures.left(worker.record.cards, purposeful=purposeful)
         self._catalogue_changed()
-        self._tell("state", worker)
+        self._notices.tell("state", worker)
 
     def _forget(self, worker: Worker, *, purposeful: bool) -> None:
         if worker.gone:
@@ -334,12 +318,19 @@ class WorkerPool:
         if worker.connector is not None:
             worker.connector.cancel()
         self._catalogue_changed()
-        self._tell("removed", worker)
+        self._notices.tell("removed", worker)
 
-    def _catalogue_changed(self) -> None:
-        self._catalogue.rebuild(self._workers.values())
+    def _let_go(self, worker: Worker, now: float) -> None:
+        if worker.unlisted_until is not None and now >= worker.unlisted_until:
+            log.warning("worker %s did not come back to discovery; no more new work for it", worker.instance)
+            self._retire(worker, purposeful=False)
+        if worker.leaving and not worker.listed and worker.in_flight == 0:
+            self._forget(worker, purposeful=False)
 
-    # -- connecting ------------------------------------------------------------------------------------
+    def _drop_link(self, worker: Worker) -> None:
+        link, worker.link = worker.link, None
+        if link is not None:
+            self._connector.close_later(link)
 
     def _default_link(self, record: InstanceRecord) -> PoolLink:
         return Link(
@@ -352,209 +343,5 @@ class WorkerPool:
             keepalive=None,
         )
 
-    def _ensure_connecting(self, worker: Worker) -> None:
-        if worker.connector is None and worker.listed and self._tasks is not None:
-            worker.connector = self._tasks.create_task(self._connect(worker), name=f"connect-{worker.instance}")
-
-    async def _connect(self, worker: Worker) -> None:
-        """Try until connected to the epoch that discovery knows, or until it is listed no more."""
-        try:
-            wait = self.settings.retry_first
-            while worker.listed:
-                self._move(worker, "connecting" if worker.link is None else None)
-                epoch = worker.record.epoch
-                if await self._connect_once(worker):
-                    if worker.record.epoch in (epoch, worker.epoch):
-                        return
-                    continue
-                await self._pause(worker, wait)
-                wait = min(self.settings.retry_ceiling, wait * 2)
-        except Exception:
-            log.exception("connecting to worker %s failed for a reason of our own", worker.instance)
-        finally:
-            worker.connector = None
-
-    async def _pause(self, worker: Worker, seconds: float) -> None:
-        """Wait before the next attempt; news from discovery cut it short."""
-        worker.poke.clear()
-        try:
-            await asyncio.wait_for(worker.poke.wait(), seconds * self._rng.uniform(0.8, 1.2))
-        except TimeoutError:
-            return
-
-    async def _connect_once(self, worker: Worker) -> bool:
-        link = self._make_link(worker.record)
-        link.on_lost = functools.partial(self._on_lost, worker, link)
-        link.on_pong = functools.partial(self._on_pong, worker, link)
-        link.on_draining = functools.partial(self._on_draining, worker, link)
-        link.on_read_done = self._on_read_done
-        kept = False
-        try:
-            welcome = await link.connect(self.settings.connect_timeout)
-            if worker.link is not None and worker.link.connected and welcome.epoch == worker.epoch:
-                return True
-            kept = link.connected and worker.listed
-        except HoldfastError as error:
-            self._not_connected(worker, error)
-        finally:
-            if not kept:
-                self._close_later(link)
-        if kept:
-            self._connected(worker, link, welcome.epoch)
-        return kept
-
-    def _not_connected(self, worker: Worker, error: HoldfastError) -> None:
-        if worker.last_error is None or worker.last_error.message != error.message:
-            log.warning("cannot use worker %s at %s: %s", worker.instance, worker.record.address, error.message)
-        worker.last_error = error
-        if isinstance(error, WorkerDraining):
-            worker.draining = True
-        if worker.link is None:
-            self._move(worker, "lost")
-
-    def _connected(self, worker: Worker, link: PoolLink, epoch: int) -> None:
-        before, worker.link = worker.link, link
-        now = self._clock()
-        if before is not None:
-            error = Disconnected(f"worker {worker.instance} was started anew", worker=worker.instance)
-            worker.struck = error
-            before.abandon(error)
-            self._close_later(before)
-            self._move(worker, "lost")
-            self._move(worker, "connecting")
-        if epoch != worker.epoch or before is not None:
-            worker.inhibition.succeeded()
-        worker.epoch = Epoch(epoch)
-        worker.pong, worker.last_error = None, None
-        worker.draining = worker.record.epoch == epoch and worker.record.state in LEAVING_STATES
-        worker.heard_at = link.last_heard
-        self._detector.add(worker.instance, now, shows_progress=_shows_progress(worker.record.cards))
-        self._ping(worker, now)
-
-    def _drop_link(self, worker: Worker) -> None:
-        link, worker.link = worker.link, None
-        if link is not None:
-            self._close_later(link)
-
-    def _close_later(self, link: PoolLink) -> None:
-        """Close without waiting here; `close` of the pool waits for all of them."""
-        link.on_lost = link.on_pong = link.on_draining = None
-        task = asyncio.get_running_loop().create_task(link.close(), name="close-link")
-        self._closing.add(task)
-        task.add_done_callback(self._closed)
-
-    def _closed(self, task: asyncio.Task[None]) -> None:
-        self._closing.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            log.error("closing a link failed", exc_info=task.exception())
-
-    # -- the data path speaks --------------------------------------------------------------------------
-
-    def _on_lost(self, worker: Worker, link: PoolLink, error: HoldfastError) -> None:
-        if worker.link is not link:
-            return
-        log.warning("lost the connection to worker %s: %s", worker.instance, error.message)
-        worker.link, worker.last_error, worker.struck = None, error, error
-        self._detector.remove(worker.instance)
-        self._move(worker, "lost")
-        if not worker.listed:
-            self._forget(worker, purposeful=worker.leaving)
-        else:
-            self._ensure_connecting(worker)
-
-    def _on_draining(self, worker: Worker, link: PoolLink, frame: Draining) -> None:
-        if worker.link is link and not worker.draining:
-            log.info(
-                "worker %s is draining (%s); its streams have %d ms", worker.instance, frame.reason, frame.remaining_ms
-            )
-            worker.draining = True
-            self._catalogue_changed()
-            self._tell("state", worker)
-
-    def _on_pong(self, worker: Worker, link: PoolLink, pong: Pong) -> None:
-        if worker.link is not link:
-            return
-        before, worker.pong = worker.pong, pong
-        judgement = self._detector.pong(worker.instance, pong, self._clock())
-        if judgement is not None:
-            self._act(judgement)
-        elif worker.state == "probing":
-            worker.inhibition.answered()
-            log.info("worker %s at %s is usable (%s)", worker.instance, worker.record.address, worker.lifecycle)
-            self._move(worker, "answered")
-        if before is not None and before.state != pong.state:
-            self._tell("state", worker)
-        self._tell("pong", worker)
-
-    # -- watching --------------------------------------------------------------------------------------
-
-    def _check(self) -> None:
-        """One turn: note who was heard, judge, ping, let go of those that left."""
-        now = self._clock()
-        for worker in self._workers.values():
-            if worker.link is not None and worker.link.last_heard != worker.heard_at:
-                worker.heard_at = worker.link.last_heard
-                self._detector.heard(worker.instance, now)
-        for judgement in self._detector.check(now):
-            self._act(judgement)
-        for instance in self._detector.due_pings(now):
-            self._ping(self._workers[instance], now)
-        for worker in self.all_workers():
-            self._let_go(worker, now)
-        self._wake()
-
-    def _ping(self, worker: Worker, now: float) -> None:
-        if worker.link is None:
-            return
-        try:
-            self._detector.pinged(worker.instance, worker.link.ping(), now)
-        except HoldfastError as error:
-            log.debug("no ping to worker %s: %s", worker.instance, error.message)
-
-    def _let_go(self, worker: Worker, now: float) -> None:
-        if worker.unlisted_until is not None and now >= worker.unlisted_until:
-            log.warning("worker %s did not come back to discovery; no more new work for it", worker.instance)
-            self._retire(worker, purposeful=False)
-        if worker.leaving and not worker.listed and worker.in_flight == 0:
-            self._forget(worker, purposeful=False)
-
-    def _act(self, judgement: Judgement) -> None:
-        """State first, so that whoever is told about a broken stream no longer finds this worker usable."""
-        worker = self._workers.get(judgement.instance)
-        if worker is None or worker.link is None:
-            return
-        if judgement.error is None:
-            log.info("worker %s answers again", worker.instance)
-            worker.inhibition.answered()
-            self._move(worker, "connecting" if worker.state == "ejected" else None)
-            self._move(worker, "answered")
-            return
-        error = worker.struck = worker.last_error = judgement.error
-        streams = worker.link.streams
-        log.warning("%s; moving its %d streams elsewhere", error.message, streams)
-        self._move(worker, "silent" if judgement.state == "silent" else "stalled")
-        worker.link.abandon(error)
-
-    def _move(self, worker: Worker, trigger: Trigger | None) -> None:
-        if trigger is not None and worker.move(trigger):
-            self._tell("state", worker)
-
-    # -- telling ---------------------------------------------------------------------------------------
-
-    def _tell(self, event: PoolEvent, worker: Worker) -> None:
-        for sink in list(self._sinks):
-            try:
-                sink(event, worker)
-            except Exception:
-                log.exception("a subscriber of the worker pool failed on %r; the others go on", event)
-        if event != "pong":
-            self._wake()
-
-    def _wake(self) -> None:
-        for waiter in self._waiters:
-            waiter.set()
-
-
-def _shows_progress(cards: Iterable[ModelCard]) -> bool:
-    """Counters mean something when any model of the worker comes from an engine that moves them."""
-    return any(card.progress in ("step", "token") for card in cards)
+    def _catalogue_changed(self) -> None:
+        self._catalogue.rebuild(self._workers.values())
