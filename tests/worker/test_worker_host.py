@@ -79,10 +79,11 @@ async def test_failed_sequences_end_with_a_typed_error(finish, error, expected):
 async def test_stop_cancels_in_the_engine_and_ends_once():
     host, engine = await started()
     call = call_into(host)
-    call.on_stop("client gone")
+    stop = call.on_stop
+    stop("client gone")
     assert engine.cancelled == [1]
     assert call.said[-1] == ("end", "cancelled", None, 0)
-    call.on_stop("again")
+    stop("again")
     engine.step([engine.token(1, 0, finish="stop")])
     assert call.words == ["accept", "end"]
     assert at_rest(host)
@@ -223,3 +224,13 @@ async def test_close_ends_everything():
     assert call.said[-1][2].code == "worker_draining"
     assert engine.closed == 1
     assert host.state == "stopped"
+
+
+async def test_a_call_that_cannot_be_accepted_leaves_nothing_behind():
+    host, engine = await started()
+    call = FakeCall(payload())
+    call.accept = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        host.generate(call)
+    assert engine.cancelled == [1]
+    assert at_rest(host)

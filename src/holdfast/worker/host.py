@@ -185,7 +185,12 @@ class EngineHost:
         remaining = call.headers.remaining_ms
         if remaining > 0:
             sequence.deadline = self._loop.call_later(remaining / 1e3 + DEADLINE_SLACK, self._expire, sequence)
-        call.accept()
+        try:
+            call.accept()
+        except Exception:
+            self._forget(sequence)
+            self.engine.cancel(key)
+            raise
 
     # what ends a sequence
 
@@ -194,6 +199,7 @@ class EngineHost:
         if self._sequences.pop(sequence.key, None) is None:
             return False
         sequence.lease.release()
+        sequence.call.on_stop = None  # also breaks the reference cycle, so that the call is freed at once
         if sequence.deadline is not None:
             sequence.deadline.cancel()
         if not self._sequences:

@@ -18,6 +18,8 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import msgspec
+
 from holdfast.base.errors import DeadlineExceeded, HoldfastError
 from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
 from holdfast.base.lineage import die_with_owner
@@ -31,6 +33,7 @@ from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
 from holdfast.worker.host import EngineHost
+from holdfast.worker.status import StatusServer
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class WorkerProcess:
         self.epoch: Epoch = draw_epoch(rng)
         self.ready = asyncio.Event()
         """Set once callers can find this worker."""
+        self._endpoints: tuple[str, ...] = (GENERATE, ARTIFACT)
         self._ending = asyncio.Event()
         self._hurry = asyncio.Event()
         self._discovery = discovery
@@ -81,6 +85,7 @@ class WorkerProcess:
             secret=config.secret.encode(),
             settings=ServerSettings(insecure=config.insecure),
         )
+        self.status = StatusServer(self._facts)
 
     def stop(self) -> None:
         """Leave in order; called again: leave now."""
@@ -95,6 +100,8 @@ class WorkerProcess:
             HoldfastError: the worker could not start; everything it had started is closed again.
         """
         try:
+            if self.config.system_port >= 0:
+                await self.status.start(self.config.system_host, self.config.system_port)
             await self._discovery.start()
             info = await self._start_engine()
             if info is not None:
@@ -135,21 +142,21 @@ class WorkerProcess:
         self.host.models = frozenset({published.card.name, *config.model_aliases})
         self.server.register(GENERATE, self.host.generate)
         self.server.register(ARTIFACT, ArtifactEndpoint(published.files).serve)
-        endpoints = [GENERATE, ARTIFACT]
         engine = self.host.engine
         if config.control and isinstance(engine, Controllable) and is_loopback(config.rpc_host):
             self.server.register(CONTROL, ControlEndpoint(engine).serve)
-            endpoints.append(CONTROL)
+            self._endpoints = (*self._endpoints, CONTROL)
         self.server.set_pong_source(self.host.pong)
         address = await self.server.start(config.rpc_host, config.rpc_port)
         record = InstanceRecord(
             namespace=config.namespace,
             component=config.component,
-            endpoints=tuple(endpoints),
+            endpoints=self._endpoints,
             instance=self.instance,
             epoch=self.epoch,
             address=config.advertise or address,
             pid=os.getpid(),
+            system_address=self.status.address or None,
             state="ready",
             cards=(published.card,),
         )
@@ -173,6 +180,19 @@ class WorkerProcess:
     def state(self) -> InstanceState:
         """The worker's state as callers see it."""
         return self.host.state
+
+    def _facts(self) -> dict[str, Any]:
+        """What `/health` shows."""
+        progress, load, state = self.host.pong()
+        # until the record is out nobody can send work here, whatever the engine says
+        shown = state if self.ready.is_set() or state not in ("ready", "saturated") else "starting"
+        return {
+            "state": shown,
+            "instance": self.instance,
+            "endpoints": dict.fromkeys(self._endpoints, "ready" if shown in ("ready", "saturated") else "notready"),
+            "progress": msgspec.structs.asdict(progress),
+            "load": msgspec.structs.asdict(load),
+        }
 
     async def _leave(self) -> None:
         """Drain within the budget, then send what is left to other workers."""
@@ -209,6 +229,7 @@ class WorkerProcess:
 
     async def _close(self) -> None:
         await self.server.close()
+        await _bounded(self.status.close(), "closing the status server")
         await _bounded(self._discovery.close(), "closing discovery")
         await _bounded(self.host.close(), "closing the engine")
 

@@ -242,11 +242,11 @@ class MockEngine(Engine):
         batch, self._batch = self._batch, None
         try:
             steps = self._produce(batch)
+            if steps:
+                self._sink(steps)
         except Exception as error:
             self._fail(error)
             return
-        if steps:
-            self._sink(steps)
         if not self._dead and self._timer is None:
             if self._orders.hung:
                 return
