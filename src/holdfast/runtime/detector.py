@@ -181,11 +181,13 @@ class FailureDetector:
         return max(0.0, self._at(now) - watched.outstanding[0][1])
 
     def hesitant(self, instance: InstanceId, now: float) -> bool:
-        """Say whether others should be preferred for new work: a pong is overdue, or it is on trial after a hang."""
+        """Say whether others should be preferred for new work because a pong is overdue."""
+        return self.overdue(instance, now) > self.settings.hesitate_after
+
+    def on_trial(self, instance: InstanceId) -> bool:
+        """Say whether it is back after a hang without proof that its engine works: its counters have not moved yet."""
         watched = self._watched.get(instance)
-        if watched is None:
-            return False
-        return watched.trial or self.overdue(instance, now) > self.settings.hesitate_after
+        return watched is not None and watched.trial and watched.state == "ok"
 
     def freeze_bound(self, instance: InstanceId, now: float) -> float:
         """Return how many seconds of silence this worker is allowed at the moment."""

@@ -193,8 +193,14 @@ class Worker:
 
     @property
     def hesitant(self) -> bool:
-        """A pong is overdue, or it is on trial after a hang: not suspect, but others are better for new work."""
-        return self._detector.hesitant(self.record.instance, self._clock())
+        """Not suspect, but others are better for new work: a pong is overdue, or it is back after a hang.
+
+        In the second case one stream at a time may prove that its engine works again.
+        """
+        instance = self.record.instance
+        if self._detector.hesitant(instance, self._clock()):
+            return True
+        return self._detector.on_trial(instance) and self.in_flight > 0
 
     @property
     def load(self) -> Load:

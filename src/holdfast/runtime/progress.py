@@ -9,6 +9,8 @@ Must never use a clock of its own.
 
 from __future__ import annotations
 
+import math
+
 import msgspec
 
 from holdfast.wire.frames import Load, Progress
@@ -56,7 +58,7 @@ class DecayingPeak:
 
     def at(self, now: float) -> float:
         """Return what is left of the largest value."""
-        return self._value * 0.5 ** (max(0.0, now - self._at) / self._half_life)
+        return self._value * math.exp2((self._at - max(self._at, now)) / self._half_life)
 
 
 class ProgressWatch:

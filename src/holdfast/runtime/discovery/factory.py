@@ -52,7 +52,7 @@ def open_discovery(
     if chosen == "mem":
         return MemDiscovery(hub or _HUB)
     if chosen == "file":
-        directory = Path(root or env.get("DYN_FILE_KV", "") or default_root())
+        directory = Path(root or env.get("DYN_FILE_KV", "") or default_root()).expanduser()
         return FileDiscovery(directory, _file_settings(ttl, env))
     planned = " (not in this version)" if chosen in PLANNED_BACKENDS else ""
     raise InvalidRequest(
