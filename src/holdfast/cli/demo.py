@@ -202,24 +202,28 @@ def _progress_line(number: int, total: int, one: Round) -> None:
 
 def _print_report(report: Report, expected: Transcript) -> None:
     one = report.rounds[-1]
-    usage = expected.usage
-    exact = report.exact == len(report.rounds)
+    counts = f"{expected.usage.get('prompt_tokens')} prompt tokens, {expected.usage.get('completion_tokens')} generated"
+    same_text = all(one.equal for one in report.rounds)
+    same_usage = all(one.usage_equal for one in report.rounds)
     rows = [
         ("engine", f"{report.engine}, model {report.model}, ready after {report.start_seconds:.1f} s"),
-        ("text", paint("equal to the undisturbed run" if exact else "DIFFERENT", "green" if exact else "red")),
-        ("usage", f"{usage.get('prompt_tokens')} prompt and {usage.get('completion_tokens')} generated tokens"),
+        ("text", f"{_verdict(same_text)}, sha256 {one.expected_sha256[:16]}…"),
+        ("usage", f"{_verdict(same_usage)}: {counts}"),
     ]
     if len(report.rounds) == 1:
         rows[1:1] = [
             ("killed", f"{one.killed} (pid {one.killed_pid}), SIGKILL after {one.after_pieces} of {one.pieces} pieces"),
             ("gap", f"{one.gap_ms:.0f} ms; usually {one.usual_gap_ms:.0f} ms between two pieces"),
         ]
-        rows.append(("sha256", f"{one.sha256[:16]}… expected {one.expected_sha256[:16]}…"))
     else:
         gaps = f"median {report.gap_ms_median:.0f} ms, p99 {report.gap_ms_p99:.0f} ms, max {report.gap_ms_max:.0f} ms"
         rows[1:1] = [("kills", f"{len(report.rounds)}, exact {report.exact}"), ("gap", gaps)]
     rows.append(("seed", f"{report.seed} (repeat with --seed)"))
     print(table(rows), flush=True)
+
+
+def _verdict(same: bool) -> str:
+    return paint("equal to the undisturbed run", "green") if same else paint("DIFFERENT", "red")
 
 
 @contextlib.contextmanager
