@@ -15,15 +15,17 @@ import msgspec
 from holdfast.base.errors import HoldfastError, StreamIncomplete
 from holdfast.base.limits import INITIAL_CREDIT_TOKENS
 from holdfast.engines.contract import GenerateRequest
+from holdfast.requests.poison import is_death
 from holdfast.runtime.streams import Logprobs, StreamHandle
 from holdfast.wire.frames import OpenHeaders
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
-    from holdfast.requests.placement import Placed
+    from holdfast.requests.need import Placed
 
 _encode = msgspec.msgpack.Encoder().encode
-_LOW_CREDIT = INITIAL_CREDIT_TOKENS // 2
+LOW_CREDIT = INITIAL_CREDIT_TOKENS // 2
+"""Tokens still allowed below which more are granted."""
 
 
 class Attempt:
@@ -31,7 +33,7 @@ class Attempt:
 
     __slots__ = (
         "accepted", "accepted_at", "base", "credit_until", "generation", "handle", "number", "on_first", "placed",
-        "result", "started_at",
+        "result", "sent", "started_at",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
@@ -43,7 +45,9 @@ class Attempt:
         self.started_at = now
         self.accepted = False
         self.accepted_at = 0.0
-        self.on_first: bool = number > 1 or placed.trial is not None
+        self.sent = False
+        """The worker may have got it."""
+        self.on_first: bool = number > 1
         """Whether somebody wants to know about the first new token."""
         self.credit_until = self.base + INITIAL_CREDIT_TOKENS
         self.result: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
@@ -76,7 +80,7 @@ class Attempt:
             extra=dict(plan.extra),
         )
         try:
-            self.handle = self.placed.worker.open("generate", headers, _encode(payload), self)
+            self.handle = self.placed.worker.open("generate", headers, _encode(payload), self, first_index=self.base)
         except HoldfastError as error:
             self.fail(error)
 
@@ -107,7 +111,7 @@ class Attempt:
             logprobs = logprobs[skip:] if logprobs is not None else None
         if self.on_first:
             self.on_first = False
-            generation.moved_on(self)
+            generation.driver.moved_on(self)
         generation.count = at + len(tokens)
         generation.pending.extend(tokens)
         if logprobs is not None:
@@ -133,23 +137,30 @@ class Attempt:
         self.handle = None
         error = error or generation.doubt(finish)
         if error is not None:
-            self.fail(error)
+            self.fail(error, died=is_death(error, whole_stream=False))
             return
         generation.worker_ended(finish, cached_tokens)
 
     def on_broken(self, error: HoldfastError) -> None:
         """The stream stopped without an end."""
         self.handle = None
-        self.fail(error)
+        self.fail(error, died=is_death(error, whole_stream=True))
 
     # what its generation does with it
 
-    def fail(self, error: HoldfastError) -> None:
-        """Tell the stream's driver; only the first word counts, and none after the stream let go."""
+    def fail(self, error: HoldfastError, *, died: bool = False) -> None:
+        """Tell the stream's driver; only the first word counts, and none after the stream let go.
+
+        Args:
+            error: what happened.
+            died: the worker is lost to all of its streams.
+        """
         generation = self.generation
         if generation.attempt is not self or self.result.done() or generation.complete(error):
             return
         generation.attempt = None
+        if died:
+            generation.driver.lost_worker(self)
         self.result.set_result(error)
 
     def release(self) -> None:
@@ -165,7 +176,7 @@ class Attempt:
 
     def grant_credit(self, delivered: int) -> None:
         """Allow more tokens when the client has taken most of what was allowed."""
-        if self.credit_until - delivered < _LOW_CREDIT and self.handle is not None:
+        if self.handle is not None and self.credit_until - delivered < LOW_CREDIT:
             self.handle.credit(INITIAL_CREDIT_TOKENS)
             self.credit_until += INITIAL_CREDIT_TOKENS
 

@@ -1,7 +1,8 @@
 """The one owner of all deadlines of streams (promise P5).
 
 A single sweep looks at every live stream a few times a second; tokens cost nothing here, because progress is
-read off the token count. A client that takes no bytes stops the clock of the worker and starts its own.
+read off the token count. A client that takes no bytes stops the clock of the worker and starts its own. Time in
+which this process itself stood still is charged to nobody, except to the bound on the whole request.
 
 Must never cancel anything by itself: it tells the stream what is overdue.
 """
@@ -9,20 +10,23 @@ Must never cancel anything by itself: it tells the stream what is overdue.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING
 
-from holdfast.base.errors import AcceptOverdue, Cancelled, DeadlineExceeded, WorkerStalled
+from holdfast.base.errors import AcceptOverdue, Cancelled, DeadlineExceeded, StreamIncomplete, WorkerStalled
 
 if TYPE_CHECKING:
     from holdfast.requests.attempt import Attempt
     from holdfast.requests.generation import Generation
     from holdfast.requests.placement import Placement
 
+log = logging.getLogger(__name__)
+
 SWEEP = 0.05
 """Seconds between two looks."""
 LATE = 0.5
-"""A sweep that comes later than this was held up itself (or the process was stopped): it restarts the clocks of
-the workers instead of judging them."""
+"""A sweep that comes later than this was held up itself (or the process was stopped): all clocks of workers and
+clients start anew."""
 
 
 class ClientStalled(Cancelled):
@@ -39,6 +43,8 @@ class Deadlines:
         self._live: dict[Generation, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0
+        self._fair_since = 0.0
+        """Nobody is judged by what was before."""
 
     def add(self, generation: Generation) -> None:
         """Watch a stream."""
@@ -54,12 +60,14 @@ class Deadlines:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        late = now - self._last > SWEEP + LATE
+        if now - self._last > SWEEP + LATE:
+            self._fair_since = now
         self._last = now
         for generation in list(self._live):
-            if late:
-                generation.seen = -1
-            self._look(generation, now)
+            try:
+                self._look(generation, now)
+            except Exception:
+                log.exception("request %s: its deadlines could not be judged", generation.plan.request_id)
         self._timer = loop.call_later(SWEEP, self._sweep, loop) if self._live else None
 
     def _look(self, generation: Generation, now: float) -> None:
@@ -69,29 +77,35 @@ class Deadlines:
             return
         blocked = generation.blocked_since
         if blocked is not None:
-            generation.seen = -1
-            bound = generation.plan.deadlines.client_stall
-            if bound and now - blocked > bound:
-                generation.cancel(
-                    "client_stalled", ClientStalled(f"The client took no byte for {bound:g} s.", bound_seconds=bound)
-                )
-            return
+            self._look_at_client(generation, max(blocked, self._fair_since), now)
         attempt = generation.attempt
-        if attempt is not None:
-            self._look_at_attempt(generation, attempt, now)
-
-    def _look_at_attempt(self, generation: Generation, attempt: Attempt, now: float) -> None:
-        bounds = generation.plan.deadlines
+        if attempt is None:
+            return
         if not attempt.accepted:
             self._look_for_accept(generation, attempt, now)
-            return
+        elif blocked is not None:
+            generation.seen = -1
+        else:
+            self._look_for_tokens(generation, attempt, now)
+
+    def _look_at_client(self, generation: Generation, since: float, now: float) -> None:
+        bound = generation.plan.deadlines.client_stall
+        if bound and now - since > bound:
+            why = f"The client took no byte for {bound:g} s (DYN_CLIENT_STALL_TIMEOUT)."
+            generation.cancel("client_stalled", ClientStalled(why, bound_seconds=bound))
+
+    def _look_for_tokens(self, generation: Generation, attempt: Attempt, now: float) -> None:
         if generation.count != generation.seen:
             generation.seen = generation.count
             generation.seen_at = now
             return
+        if generation.lacks_only_the_end:
+            attempt.fail(StreamIncomplete("The worker sent the last token and no end."))
+            return
+        bounds = generation.plan.deadlines
         fresh = generation.count == attempt.base
         bound = bounds.first_token if fresh else bounds.inter_token
-        since = max(generation.seen_at, attempt.accepted_at)
+        since = max(generation.seen_at, attempt.accepted_at, self._fair_since)
         if bound and now - since > bound:
             knob = "DYN_FIRST_TOKEN_TIMEOUT" if fresh else "DYN_INTER_TOKEN_TIMEOUT"
             stage = "first token" if fresh else "next token"
@@ -107,11 +121,12 @@ class Deadlines:
 
     def _look_for_accept(self, generation: Generation, attempt: Attempt, now: float) -> None:
         bounds = generation.plan.deadlines
-        waited = now - attempt.started_at - generation.plan.prompt_length * _UPLOAD_SECONDS_PER_TOKEN
-        hedge = bounds.accept_hedge and waited > bounds.accept_hedge
-        if hedge and self._placement.others(generation.need, attempt.placed.worker):
+        allowance = generation.plan.prompt_length * UPLOAD_SECONDS_PER_TOKEN
+        waited = now - max(attempt.started_at, self._fair_since) - allowance
+        hedged = 0 < bounds.accept_hedge < waited and self._placement.others(generation.need, attempt.placed.worker)
+        if hedged:
             bound, knob = bounds.accept_hedge, "DYN_ACCEPT_HEDGE_TIMEOUT"
-        elif bounds.accept and waited > bounds.accept:
+        elif 0 < bounds.accept < waited:
             bound, knob = bounds.accept, "DYN_ACCEPT_TIMEOUT"
         else:
             return
@@ -122,11 +137,12 @@ class Deadlines:
                 bound_seconds=bound,
                 knob=knob,
                 worker=generation.worker,
+                hedged=hedged,
             )
         )
 
 
-_UPLOAD_SECONDS_PER_TOKEN = 4 / 10e6
+UPLOAD_SECONDS_PER_TOKEN = 4 / 10e6
 """Prompts travel as 4 bytes a token; 10 MB/s is slow for the networks that workers stand on."""
 
 

@@ -1,8 +1,8 @@
 """One stream: a choice of a request, from its plan to its one terminal event, over any number of attempts.
 
-The driver (`run`) is a short loop: find a worker, make an attempt, judge its failure. Tokens do not pass
-through it; they come from the connection's read callback (`attempt`), wait in ``pending`` until the read is
-done, and leave through `deliver`. Prompt and generated ids stay apart for ever.
+Attempts are made by its `driver`. Tokens do not pass through that; they come from the connection's read callback
+(`attempt`), wait in ``pending`` until the read is done, and leave through `deliver`. Prompt and generated ids
+stay apart for ever.
 
 Must never encode text or know HTTP: the `Output` does.
 """
@@ -14,19 +14,12 @@ import logging
 from array import array
 from typing import TYPE_CHECKING, Protocol
 
-from holdfast.base.errors import (
-    AcceptOverdue,
-    Cancelled,
-    CapacityExhausted,
-    DeadlineExceeded,
-    HoldfastError,
-    InternalError,
-    StreamIncomplete,
-)
-from holdfast.requests.attempt import Attempt
-from holdfast.requests.migration import History, MigrationType, judge, migration_type, record
-from holdfast.requests.placement import Need, Placed
-from holdfast.requests.plan import Ending, Join, Move, Plan
+from holdfast.base.errors import Cancelled, DeadlineExceeded, HoldfastError, InternalError, StreamIncomplete
+from holdfast.requests.attempt import LOW_CREDIT, Attempt
+from holdfast.requests.driver import Driver
+from holdfast.requests.migration import MigrationType
+from holdfast.requests.need import Need
+from holdfast.requests.plan import Ending, Plan
 from holdfast.requests.states import State, check
 from holdfast.runtime.streams import Logprobs
 
@@ -60,15 +53,15 @@ class Generation:
     """See the module. Created per choice; `run` once; `cancel` any time."""
 
     __slots__ = (
-        "_driver", "_end", "_history", "_join", "_moves", "_output", "_services", "_stalled_at", "attempt", "count",
-        "delivered", "dirty", "ended", "expires", "flusher", "generated", "need", "pending", "pending_logprobs", "plan",
-        "seen", "seen_at", "started_at", "state", "timeline", "worker",
+        "_doubted", "_end", "_observer", "_output", "attempt", "count", "delivered", "dirty", "driver", "ended",
+        "expires", "flusher", "generated", "pending", "pending_logprobs", "plan", "seen", "seen_at", "started_at",
+        "state", "timeline", "worker",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, output: Output, services: Services):
         self.plan = plan
         self._output = output
-        self._services = services
+        self._observer = services.observer
         self.flusher = services.flusher
         self.state: State = "received"
         self.started_at = asyncio.get_running_loop().time()
@@ -91,97 +84,21 @@ class Generation:
         self.seen_at = 0.0
         self.timeline: list[tuple[float, str, str]] = []
         """(seconds since start, event, detail), a handful per attempt."""
-        self.need = Need(plan.model)
-        self._history = History()
-        self._join: Join = "none"
-        self._moves: list[Move] = []
+        self.driver = Driver(self, services)
         self._end: tuple[str, int] | None = None
-        self._stalled_at = 0.0
-        self._driver: asyncio.Task[None] | None = None
-
-    # the driver
+        self._doubted = -1
 
     async def run(self) -> None:
-        """Drive the stream to its end. Returns after the terminal event; raises nothing."""
-        self._driver = asyncio.current_task()
-        self._services.deadlines.add(self)
-        self._enter("placing")
-        try:
-            while self.ended is None:
-                await self._one_attempt()
-        except HoldfastError as error:
-            self.finish_with(error)
-        except asyncio.CancelledError:
-            if self.ended is None:
-                self.cancel("shutdown")
-                raise
-        except Exception:
-            log.exception("request %s: fault in the request's driver", self.plan.request_id)
-            self.finish_with(InternalError("The request failed because of a fault in Holdfast."))
-        finally:
-            self._services.deadlines.remove(self)
-            self._driver = None
-
-    async def _one_attempt(self) -> None:
-        placed = await self._services.placement.find(self.need, self._wait_bound())
-        try:
-            if self.ended is not None:
-                return
-            attempt = self._begin(placed)
-            try:
-                error = await attempt.result
-            finally:
-                attempt.kill("superseded")
-        finally:
-            placed.release()
-            if placed.trial is not None:
-                self._services.placement.wake()
-        if error is not None and self.ended is None:
-            await self._after_failure(attempt, error)
-
-    def _begin(self, placed: Placed) -> Attempt:
-        now = asyncio.get_running_loop().time()
-        self._history.attempts += 1
-        self.worker = placed.worker.instance
-        self._declare_join(placed)
-        attempt = self.attempt = Attempt(self, placed, self._history.attempts, now)
-        self._note("attempt", placed.worker.instance)
-        self._enter("dispatched")
-        self._services.observer.attempt_started(self)
-        attempt.start()
-        return attempt
-
-    async def _after_failure(self, attempt: Attempt, error: HoldfastError) -> None:
-        self._stalled_at = self._stalled_at or asyncio.get_running_loop().time()
-        record(self._history, error, progressed=attempt.progressed)
-        self._note("failed", f"{error.code} at token {self.count}")
-        if not isinstance(error, AcceptOverdue):
-            attempt.placed.worker.report_failure(error)
-        self._remember(attempt.placed, error)
-        verdict = judge(
-            self._history,
-            error,
-            limit=self._services.settings.migration_limit,
-            sequence_length=self.plan.prompt_length + self.count,
-            max_length=self._services.settings.migration_max_seq_len,
-        )
-        if verdict.error is not None:
-            raise verdict.error
-        self._enter("migrating")
-        self._moves.append(Move(error.code, self.count, 0.0))
-        self._services.observer.migration_started(self, error)
-        if not self._quick(error):
-            await self._services.pacer.pass_through(self.started_at)
-        if not verdict.free:
-            await self._budget(error)
-
-    def _quick(self, error: HoldfastError) -> bool:
-        return not self._history.accepted and error.fault == "capacity"
+        """Drive the stream to its end. Returns after the terminal event; raises nothing of its own."""
+        await self.driver.run()
 
     # tokens
 
     def deliver(self) -> None:
-        """Hand collected tokens to the output, then the end, if it is there; hot path."""
+        """Hand collected tokens to the output, then the end, if it is there; hot path.
+
+        Call it also when a blocked client takes bytes again.
+        """
         self.dirty = False
         if self.ended is not None or self._output.blocked_since is not None:
             return
@@ -191,26 +108,32 @@ class Generation:
             logprobs = None
             if self.pending_logprobs:
                 logprobs, self.pending_logprobs = self.pending_logprobs, []
-            room = self.plan.stop.max_tokens - self.delivered
-            if len(tokens) > room:
-                tokens = tokens[:room]
-                self.count = self.delivered + room
-            if self.state != "streaming":
-                self._enter("streaming")
-            used = self._output.deliver(tokens, logprobs)
+            if self.count > self.plan.stop.max_tokens:
+                tokens, logprobs = self._cut(tokens, logprobs)
+            if self.state == "accepted":
+                self.enter("streaming")
             self.generated.extend(tokens)
             self.delivered += len(tokens)
+            try:
+                used = self._output.deliver(tokens, logprobs)
+            except Exception as error:
+                self._fault("take tokens", error)
+                return
             if used >= 0:
                 self.delivered += used - len(tokens)
                 self._finish("stop")
                 return
             attempt = self.attempt
-            if attempt is not None and self.delivered + 1024 > attempt.credit_until:
+            if attempt is not None and attempt.credit_until - self.delivered < LOW_CREDIT:
                 attempt.grant_credit(self.delivered)
         if self._end is not None:
             self._finish(self._end[0])
-        elif self.delivered >= self.plan.stop.max_tokens:
-            self._finish("stop" if self._ends_terminal() else "length")
+
+    def _cut(self, tokens: list[int], logprobs: Logprobs | None) -> tuple[list[int], Logprobs | None]:
+        """Drop what a worker sent over the limit."""
+        self.count = self.plan.stop.max_tokens
+        room = self.count - self.delivered
+        return tokens[:room], logprobs[:room] if logprobs is not None else None
 
     def generated_bytes(self) -> bytes:
         """Return everything generated so far, delivered or not, as little-endian u32."""
@@ -222,41 +145,31 @@ class Generation:
 
     def was_accepted(self, attempt: Attempt) -> None:
         """A worker owns the stream."""
-        first = not self._history.accepted
-        self._history.accepted = True
-        self.need.started = True
-        self._enter("accepted")
+        first = self.driver.was_accepted()
+        self.enter("accepted")
         if first:
-            self._output.accepted(attempt.placed.worker.instance)
-        self._services.observer.accepted(self, first)
-
-    def moved_on(self, attempt: Attempt) -> None:
-        """The first new token after a move, or of a stream on trial."""
-        trial = attempt.placed.trial
-        if trial is not None:
-            trial.release()
-            self._services.placement.wake()
-        self._history.deaths_without_progress = 0
-        self.need.suspect = False
-        if self._stalled_at:
-            gap = asyncio.get_running_loop().time() - self._stalled_at
-            self._stalled_at = 0.0
-            last = self._moves.pop()
-            self._moves.append(Move(last.cause, self.count, gap))
-            self._note("resumed", f"{gap * 1000:.1f} ms after the failure")
-            self._services.observer.migrated(self, gap)
+            try:
+                self._output.accepted(attempt.placed.worker.instance)
+            except Exception as error:
+                self._fault("begin", error)
+                return
+        self._observer.accepted(self, first)
 
     def doubt(self, finish: str) -> HoldfastError | None:
-        """Return why an end cannot be the truth, or None. An early end is a broken stream, and migratable."""
+        """Return why an end cannot be the truth, or None. An early end is a broken stream, and migratable.
+
+        A second worker that ends at the same place with ``length`` is believed: it knows its context better.
+        """
         if finish == "length":
-            total = self.plan.prompt_length + self.count
-            if self.count < self.plan.stop.max_tokens and total < self.plan.context_length:
-                return StreamIncomplete(
-                    f"the worker ended with 'length' after {self.count} of {self.plan.stop.max_tokens} tokens",
-                    tokens=self.count,
-                    max_tokens=self.plan.stop.max_tokens,
-                )
-        elif finish not in ("stop", "done"):
+            if self._full or self._doubted == self.count:
+                return None
+            self._doubted = self.count
+            return StreamIncomplete(
+                f"the worker ended with 'length' after {self.count} of {self.plan.stop.max_tokens} tokens",
+                tokens=self.count,
+                max_tokens=self.plan.stop.max_tokens,
+            )
+        if finish not in ("stop", "done"):
             return StreamIncomplete(f"the worker ended the stream early ({finish or 'no reason'})", tokens=self.count)
         return None
 
@@ -275,10 +188,14 @@ class Generation:
 
     def finish_with(self, error: HoldfastError) -> None:
         """End the stream with an error; idempotent."""
-        state: State = "failed" if self._history.accepted else "rejected"
+        state: State = "failed" if self.driver.history.accepted else "rejected"
         if isinstance(error, DeadlineExceeded):
             state = "expired"
         self._conclude(state, "", error)
+
+    def _fault(self, what: str, error: Exception) -> None:
+        log.error("request %s: its output could not %s", self.plan.request_id, what, exc_info=error)
+        self.finish_with(InternalError("The answer could not be written because of a fault in Holdfast."))
 
     def _finish(self, finish: str) -> None:
         self._conclude("done", "stop" if finish == "done" else finish, None)
@@ -286,42 +203,54 @@ class Generation:
     def _conclude(self, state: State, finish: str, error: HoldfastError | None) -> None:
         if self.ended is not None:
             return
-        self._enter(state)
+        self.enter(state)
         attempt, self.attempt = self.attempt, None
-        cached = self._end[1] if self._end is not None else 0
+        driver = self.driver
         self.ended = ending = Ending(
             state=state,
             finish=finish,
             error=error,
             completion_tokens=self.delivered,
-            cached_tokens=min(cached, self.plan.prompt_length),
-            attempts=self._history.attempts,
-            moves=tuple(self._moves),
-            join=self._join,
+            cached_tokens=min(self._end[1], self.plan.prompt_length) if self._end is not None else 0,
+            attempts=driver.history.attempts,
+            moves=tuple(driver.moves),
+            join=driver.join,
         )
-        self._note(state, finish or (error.code if error else ""))
+        self.note(state, finish or (error.code if error else ""))
         if attempt is not None:
             if state == "done":
                 attempt.placed.worker.report_success()
             attempt.kill(state)
             attempt.release()
-        elif self._driver is not None and self._driver is not asyncio.current_task():
-            self._driver.cancel()
+        else:
+            driver.interrupt()
         try:
             self._output.ended(ending)
-        finally:
-            self._services.observer.ended(self, ending)
+        except Exception:
+            log.exception("request %s: its output could not be ended", self.plan.request_id)
+        self._observer.ended(self, ending)
 
     def complete(self, error: HoldfastError) -> bool:
         """Return whether nothing is missing but the end: a worker that died after its last token has done its work."""
         if self._end is not None:
             return True
-        if not self.count or (self.count < self.plan.stop.max_tokens and not self._ends_terminal()):
+        if not self.lacks_only_the_end:
             return False
-        self._note("complete", f"{error.code} after the last token")
+        self.note("complete", f"{error.code} after the last token")
         self.worker_ended("stop" if self._ends_terminal() else "length", 0)
         asyncio.get_running_loop().call_soon(self.flusher.flush)
         return True
+
+    @property
+    def lacks_only_the_end(self) -> bool:
+        """Whether all tokens have come."""
+        return self.count > 0 and (self._full or self._ends_terminal())
+
+    @property
+    def _full(self) -> bool:
+        """Whether there is no room for another token."""
+        plan = self.plan
+        return self.count >= plan.stop.max_tokens or plan.prompt_length + self.count >= plan.context_length
 
     def _ends_terminal(self) -> bool:
         last = self.pending[-1] if self.pending else (self.generated[-1] if self.generated else None)
@@ -336,56 +265,23 @@ class Generation:
     @property
     def migration_type(self) -> MigrationType:
         """Which kind of move the next attempt is."""
-        return migration_type(self._history)
+        return self.driver.migration_type
 
     @property
     def blocked_since(self) -> float | None:
         """Since when the client takes no bytes."""
         return self._output.blocked_since
 
-    def _wait_bound(self) -> float:
-        bound = self.plan.deadlines.wait
-        if self.expires:
-            bound = min(bound, max(0.0, self.expires - asyncio.get_running_loop().time()))
-        return bound
+    @property
+    def need(self) -> Need:
+        """What it needs of its next worker."""
+        return self.driver.need
 
-    async def _budget(self, error: HoldfastError) -> None:
-        loop = asyncio.get_running_loop()
-        until = loop.time() + self._wait_bound()
-        while not self._services.budget.withdraw(loop.time()):
-            hint = self._services.budget.wait_hint(loop.time())
-            if loop.time() + hint > until:
-                raise CapacityExhausted(
-                    "The fleet's budget of repeated attempts is used up: workers fail faster than work gets done.",
-                    retry_after=hint + 1.0,
-                    layer="frontend",
-                    knob="retry budget",
-                    last_error=error.code,
-                )
-            await asyncio.sleep(max(0.01, hint))
-
-    def _remember(self, placed: Placed, error: HoldfastError) -> None:
-        need = self.need
-        if error.fault == "capacity":
-            need.refused[placed.worker.instance] = error
-        else:
-            need.avoid.add((placed.worker.instance, placed.worker.epoch))
-        need.suspect = self._history.deaths_without_progress > 0
-
-    def _declare_join(self, placed: Placed) -> None:
-        card = placed.worker.card(self.plan.model)
-        build = card.fingerprint if card is not None else ""
-        if self.count and self._join != "declared":
-            same = build == self.need.fingerprint
-            kept = card is not None and (
-                card.continuation == "exact" or (card.continuation == "greedy" and self.plan.sampling.temperature <= 0)
-            )
-            self._join = "exact" if same and kept else "declared"
-        self.need.fingerprint = build
-
-    def _note(self, event: str, detail: str = "") -> None:
+    def note(self, event: str, detail: str = "") -> None:
+        """Add to the timeline."""
         self.timeline.append((asyncio.get_running_loop().time() - self.started_at, event, detail))
 
-    def _enter(self, state: State) -> None:
+    def enter(self, state: State) -> None:
+        """Go on to a state that the table allows."""
         check(self.state, state)
         self.state = state

@@ -11,7 +11,6 @@ import msgspec
 
 from holdfast.base.errors import (
     AcceptOverdue,
-    Disconnected,
     HoldfastError,
     MigrationExhausted,
     PoisonRequest,
@@ -21,11 +20,9 @@ from holdfast.base.errors import (
 MigrationType = Literal["new_request", "ongoing_request"]
 
 ORDERLY_MOVES = 32
-"""Moves away from draining or saturated workers that one stream may make beside its migration limit: a
-rolling restart is nobody's fault, yet not even that may go on for ever."""
-
-POISON_DEATHS = 2
-"""Workers that may die under one stream before it made any progress on them."""
+"""Moves away from draining or saturated workers that had accepted the stream, beside its migration limit: a
+rolling restart is nobody's fault, yet not even that may go on for ever. Refusals are bounded by time instead
+(`placement`)."""
 
 
 class History(msgspec.Struct):
@@ -36,11 +33,26 @@ class History(msgspec.Struct):
     failures: int = 0
     """Attempts that ended in a fault of a worker or the transport."""
     orderly: int = 0
-    """Attempts refused or ended because the worker was draining or saturated."""
-    deaths_without_progress: int = 0
-    """Consecutive attempts whose worker's connection died before a new token arrived."""
+    """Accepted attempts that ended because the worker was draining or had no room."""
     accepted: bool = False
     """Some attempt was accepted by a worker."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """How one attempt failed."""
+
+    error: HoldfastError
+    sent: bool = True
+    """It went out to a worker; False: there was no way to it."""
+    accepted: bool = True
+
+    @property
+    def orderly(self) -> bool:
+        """Whether it is nobody's fault, so that the migration limit does not count it."""
+        error = self.error
+        if not self.sent or error.fault == "capacity" or isinstance(error, WorkerDraining):
+            return True
+        return isinstance(error, AcceptOverdue) and bool(error.details.get("hedged"))
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -56,58 +68,56 @@ def migration_type(history: History) -> MigrationType:
     return "ongoing_request" if history.accepted else "new_request"
 
 
-def record(history: History, error: HoldfastError, *, progressed: bool) -> None:
-    """Add a failed attempt to the history.
-
-    Args:
-        history: changed in place.
-        error: how the attempt ended.
-        progressed: whether the attempt delivered at least one new token.
-    """
-    if _orderly(error):
-        history.orderly += 1
-    else:
+def record(history: History, failure: Failure) -> None:
+    """Add a failed attempt to the history, in place."""
+    if not failure.orderly:
         history.failures += 1
-    if isinstance(error, Disconnected) and not progressed and history.accepted:
-        history.deaths_without_progress += 1
-    elif progressed:
-        history.deaths_without_progress = 0
+    elif failure.accepted:
+        history.orderly += 1
 
 
-def judge(history: History, error: HoldfastError, *, limit: int, sequence_length: int, max_length: int) -> Verdict:
+def judge(
+    history: History,
+    failure: Failure,
+    *,
+    limit: int,
+    sequence_length: int,
+    max_length: int,
+    excused: int = 0,
+    convicted: bool = False,
+) -> Verdict:
     """Decide about a failed attempt that `record` has seen.
 
     Args:
         history: the stream's past, this failure included.
-        error: how the attempt ended.
+        failure: of the attempt.
         limit: moves allowed because of faults (DYN_MIGRATION_LIMIT).
         sequence_length: prompt plus generated tokens.
         max_length: above this the stream is not moved (DYN_MIGRATION_MAX_SEQ_LEN); 0: no bound.
+        excused: failures that another stream is known to have caused; the limit does not count them.
+        convicted: this stream is known to kill workers.
     """
-    refusal = _refusal(history, error, limit, sequence_length, max_length)
-    if refusal is not None:
-        return Verdict(refusal)
-    return Verdict(free=_orderly(error) or (history.failures == 1 and history.accepted))
+    error = failure.error
+    if convicted:
+        return Verdict(_poison(history, error))
+    if error.retry not in ("elsewhere", "same") and error.fault != "capacity":
+        return Verdict(error)
+    if failure.orderly:
+        tired = history.orderly > ORDERLY_MOVES
+        return Verdict(_exhausted(error, "orderly moves", ORDERLY_MOVES) if tired else None, free=True)
+    failures = history.failures - excused
+    refusal = _refusal(error, failures, limit, sequence_length, max_length)
+    promised = failures <= 1 and (history.accepted or error.fault == "transport")
+    return Verdict(refusal, free=promised)
 
 
 def _refusal(
-    history: History, error: HoldfastError, limit: int, sequence_length: int, max_length: int
+    error: HoldfastError, failures: int, limit: int, sequence_length: int, max_length: int
 ) -> HoldfastError | None:
-    if error.retry not in ("elsewhere", "same"):
-        return error
-    if history.deaths_without_progress >= POISON_DEATHS:
-        return PoisonRequest(
-            f"{history.deaths_without_progress} workers died one after the other while they began this request.",
-            deaths=history.deaths_without_progress,
-            last_error=error.code,
-        )
-    if _orderly(error):
-        moves = history.orderly
-        return _exhausted(error, "orderly moves", moves - 1, ORDERLY_MOVES) if moves > ORDERLY_MOVES else None
     if limit == 0:
         return error
-    if history.failures > limit:
-        return _exhausted(error, "migrations", history.failures - 1, limit)
+    if failures > limit:
+        return _exhausted(error, "migrations", limit)
     if max_length and sequence_length > max_length:
         return MigrationExhausted(
             f"The worker failed ({error.code}) and the sequence of {sequence_length} tokens is over "
@@ -119,14 +129,17 @@ def _refusal(
     return None
 
 
-def _orderly(error: HoldfastError) -> bool:
-    return isinstance(error, WorkerDraining | AcceptOverdue) or error.fault == "capacity"
-
-
-def _exhausted(error: HoldfastError, what: str, made: int, limit: int) -> MigrationExhausted:
-    return MigrationExhausted(
-        f"Gave up after {made} {what} (limit {limit}); the last failure was {error.code}: {error.message}",
+def _poison(history: History, error: HoldfastError) -> PoisonRequest:
+    return PoisonRequest(
+        f"Workers were lost one after the other while they began this request ({history.attempts} attempts).",
+        attempts=history.attempts,
         last_error=error.code,
-        made=made,
+    )
+
+
+def _exhausted(error: HoldfastError, what: str, limit: int) -> MigrationExhausted:
+    return MigrationExhausted(
+        f"Gave up after {limit} {what}, which is the limit; the last failure was {error.code}: {error.message}",
+        last_error=error.code,
         limit=limit,
     )

@@ -16,7 +16,7 @@ from holdfast.requests.service import Services
 
 
 class Request:
-    """Counted from creation to the end of `run`."""
+    """Create it, `run` it once, `cancel` it any time, also before `run`."""
 
     def __init__(self, services: Services, plans: Sequence[tuple[Plan, Output]]):
         """Create the streams; nothing is sent before `run`.

@@ -12,11 +12,13 @@ from holdfast.base.errors import HoldfastError
 from holdfast.requests.budget import Pacer, RetryBudget
 from holdfast.requests.config import RequestSettings
 from holdfast.requests.deadlines import Deadlines
+from holdfast.requests.fleet import Pool
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.leases import LeaseBook
-from holdfast.requests.placement import Placement, Pool
+from holdfast.requests.placement import Placement
 from holdfast.requests.plan import Deadlines as Bounds
 from holdfast.requests.plan import Ending
+from holdfast.requests.poison import Inquest
 from holdfast.routing.policy import Policy, RouterMode
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Services:
         self.leases = LeaseBook()
         self.budget = RetryBudget()
         self.pacer = Pacer()
+        self.inquest = Inquest()
         self.placement = Placement(pool, Policy(mode, rng), self.leases, settings.migration_max_waiting)
         self.deadlines = Deadlines(self.placement)
 

@@ -25,7 +25,7 @@ _LATE_END: frozenset[State] = frozenset({"done", "cancelled", "failed", "expired
 NEXT: dict[State, frozenset[State]] = {
     "received": _states("placing") | _ANY_END,
     "placing": _states("dispatched") | _ANY_END,
-    "dispatched": _states("accepted", "migrating") | _ANY_END,
+    "dispatched": _states("accepted", "migrating", "rejected") | _LATE_END,
     "accepted": _states("streaming", "migrating") | _LATE_END,
     "streaming": _states("migrating") | _LATE_END,
     "migrating": _states("dispatched", "rejected") | _LATE_END,
@@ -36,7 +36,8 @@ NEXT: dict[State, frozenset[State]] = {
     "expired": frozenset(),
 }
 """``placing`` is the first search for a worker, ``migrating`` every later one; ``rejected`` is an answer to a
-stream that no worker ever accepted (promise P6)."""
+stream that no worker ever accepted (promise P6). A stream can be done while it is moved: a blocked client that
+reads on may find its stop string in tokens of the attempt before."""
 
 
 def check(current: State, following: State) -> None:

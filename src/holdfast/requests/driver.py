@@ -1,0 +1,203 @@
+"""What drives one stream between attempts: find a worker, make an attempt, judge its failure, again.
+
+Runs in a task of its own and sleeps while tokens flow. Knows what the stream has been through, and therefore
+whether its parts fit together exactly. Must never touch tokens or write to the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING
+
+from holdfast.base.errors import AcceptOverdue, CapacityExhausted, HoldfastError, InternalError
+from holdfast.requests.attempt import Attempt
+from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
+from holdfast.requests.need import Need, Placed
+from holdfast.requests.plan import Join, Move
+
+if TYPE_CHECKING:
+    from holdfast.requests.generation import Generation
+    from holdfast.requests.service import Services
+
+log = logging.getLogger(__name__)
+
+
+class Driver:
+    """Belongs to one `Generation`, for its whole life."""
+
+    __slots__ = (
+        "_generation", "_interrupted", "_services", "_stalled_at", "_task", "history", "join", "moves", "need",
+    )  # fmt: skip
+
+    def __init__(self, generation: Generation, services: Services):
+        self._generation = generation
+        self._services = services
+        self._task: asyncio.Task[None] | None = None
+        self._interrupted = False
+        self._stalled_at = 0.0
+        self.history = History()
+        self.need = Need(generation.plan.model)
+        self.join: Join = "none"
+        self.moves: list[Move] = []
+
+    @property
+    def migration_type(self) -> MigrationType:
+        """Which kind of move the next attempt is."""
+        return migration_type(self.history)
+
+    async def run(self) -> None:
+        """Drive the stream to its end; raises nothing but the caller's own cancellation."""
+        generation = self._generation
+        if generation.ended is not None:
+            return
+        task = self._task = asyncio.current_task()
+        assert task is not None
+        cancelling = task.cancelling()
+        self._services.deadlines.add(generation)
+        try:
+            generation.enter("placing")
+            while generation.ended is None:
+                await self._one_attempt()
+        except HoldfastError as error:
+            generation.finish_with(error)
+        except asyncio.CancelledError:
+            if not self._interrupted or task.uncancel() > cancelling:
+                generation.cancel("shutdown")
+                raise
+        except Exception:
+            log.exception("request %s: fault in the request's driver", generation.plan.request_id)
+            generation.finish_with(InternalError("The request failed because of a fault in Holdfast."))
+        finally:
+            self._services.deadlines.remove(generation)
+            self._task = None
+
+    def interrupt(self) -> None:
+        """The stream has ended: whatever the driver waits for, it must not go on."""
+        task = self._task
+        if task is not None and not self._interrupted and task is not asyncio.current_task():
+            self._interrupted = True
+            task.cancel()
+
+    async def _one_attempt(self) -> None:
+        placed = await self._services.placement.find(self.need, self._generation.plan.deadlines.wait)
+        try:
+            attempt = self._begin(placed)
+            try:
+                error = await attempt.result
+            finally:
+                attempt.kill("superseded")
+        finally:
+            placed.release()
+        if error is not None and self._generation.ended is None:
+            await self._after_failure(attempt, error)
+
+    def _begin(self, placed: Placed) -> Attempt:
+        generation = self._generation
+        now = asyncio.get_running_loop().time()
+        self.history.attempts += 1
+        generation.worker = placed.worker.instance
+        if not generation.count:
+            self.need.fingerprint = placed.worker.fingerprint_of(generation.plan.model)
+        attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
+        generation.note("attempt", placed.worker.instance)
+        generation.enter("dispatched")
+        self._services.observer.attempt_started(generation)
+        attempt.start()
+        return attempt
+
+    async def _after_failure(self, attempt: Attempt, error: HoldfastError) -> None:
+        generation, services = self._generation, self._services
+        now = asyncio.get_running_loop().time()
+        self._stalled_at = self._stalled_at or now
+        failure = Failure(error, attempt.sent, attempt.accepted)
+        record(self.history, failure)
+        generation.note("failed", f"{error.code} at token {generation.count}")
+        if not isinstance(error, AcceptOverdue):
+            attempt.placed.worker.report_failure(error)
+        self.need.failed(attempt.placed.key, failure, attempt.started_at, now)
+        suspicion = self.need.suspicion
+        if suspicion.deaths and services.inquest.settle(suspicion):
+            services.placement.wake()
+        verdict = judge(
+            self.history,
+            failure,
+            limit=services.settings.migration_limit,
+            sequence_length=generation.plan.prompt_length + generation.count,
+            max_length=services.settings.migration_max_seq_len,
+            excused=suspicion.excused,
+            convicted=suspicion.convicted,
+        )
+        if verdict.error is not None:
+            raise verdict.error
+        generation.enter("migrating")
+        self.moves.append(Move(error.code, generation.count, 0.0))
+        services.observer.migration_started(generation, error)
+        if self.history.accepted or error.fault != "capacity":
+            await services.pacer.pass_through(generation.started_at)
+        if not verdict.free:
+            await self._budget(error)
+
+    async def _budget(self, error: HoldfastError) -> None:
+        loop = asyncio.get_running_loop()
+        budget = self._services.budget
+        until = loop.time() + self._generation.plan.deadlines.wait
+        while not budget.withdraw(loop.time()):
+            hint = budget.wait_hint(loop.time())
+            if loop.time() + hint > until:
+                raise CapacityExhausted(
+                    "The fleet's budget of repeated attempts is used up: workers fail faster than work gets done.",
+                    retry_after=hint + 1.0,
+                    layer="frontend",
+                    knob="retry budget",
+                    last_error=error.code,
+                )
+            await asyncio.sleep(max(0.01, hint))
+
+    # what the stream reports
+
+    def was_accepted(self) -> bool:
+        """A worker owns the stream; returns whether it is the first one."""
+        first = not self.history.accepted
+        self.history.accepted = True
+        self.need.accepted()
+        return first
+
+    def lost_worker(self, attempt: Attempt) -> None:
+        """The worker's process is lost; told for all of its streams before any driver runs."""
+        self._services.inquest.died(
+            attempt.placed.key,
+            self.need.suspicion,
+            progressed=attempt.progressed,
+            accepted=attempt.accepted,
+        )
+
+    def moved_on(self, attempt: Attempt) -> None:
+        """The first new token of any attempt but the first."""
+        generation = self._generation
+        self.need.suspicion.proven()
+        attempt.placed.end_trial()
+        self._judge_join(attempt)
+        if not self._stalled_at:
+            return
+        gap = asyncio.get_running_loop().time() - self._stalled_at
+        self._stalled_at = 0.0
+        last = self.moves.pop()
+        self.moves.append(Move(last.cause, attempt.base, gap))
+        generation.note("resumed", f"{gap * 1000:.1f} ms after the failure")
+        self._services.observer.migrated(generation, gap)
+
+    def _judge_join(self, attempt: Attempt) -> None:
+        """Note whether the tokens of this attempt continue those before it exactly."""
+        if not attempt.base:
+            return
+        plan = self._generation.plan
+        card = attempt.placed.worker.card(plan.model)
+        kept = card is not None and (
+            card.continuation == "exact" or (card.continuation == "greedy" and plan.sampling.temperature <= 0)
+        )
+        build = attempt.placed.worker.fingerprint_of(plan.model)
+        same = build == self.need.fingerprint
+        self.need.fingerprint = build
+        if self.join != "declared":
+            self.join = "exact" if same and kept else "declared"

@@ -1,0 +1,95 @@
+"""What a stream needs of its next worker, and what it holds while it has one.
+
+Must never choose a worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.base.errors import HoldfastError
+from holdfast.requests.fleet import ServingWorker
+from holdfast.requests.leases import Lease
+from holdfast.requests.migration import Failure
+from holdfast.requests.poison import Record
+
+ASK_AGAIN = 0.25
+"""Seconds for which a worker that did not take a stream is not asked again by it."""
+
+
+class Need:
+    """What one stream needs of its next worker; kept by its driver, changed by its failures."""
+
+    __slots__ = ("avoid", "fingerprint", "model", "refused", "since", "started", "suspicion")
+
+    def __init__(self, model: str):
+        self.model = model
+        self.avoid: set[tuple[str, int]] = set()
+        """(instance, epoch) that failed this stream: taken only when nobody else is there."""
+        self.refused: dict[tuple[str, int], tuple[float, HoldfastError]] = {}
+        """Workers that did not take it lately: not asked again before that time."""
+        self.fingerprint = ""
+        self.suspicion = Record()
+        self.started = False
+        """Some worker has accepted this stream: it waits for room instead of being rejected."""
+        self.since: float | None = None
+        """When nobody owned it any more and the first search or refusal came; None: it is owned."""
+
+    def failed(self, key: tuple[str, int], failure: Failure, started_at: float, now: float) -> None:
+        """Remember who failed this stream, or did not take it."""
+        if not failure.accepted:
+            self.refused[key] = (now + ASK_AGAIN, failure.error)
+            if self.since is None:
+                self.since = started_at
+        if failure.error.fault != "capacity":
+            self.avoid.add(key)
+
+    def accepted(self) -> None:
+        """A worker owns it."""
+        self.started = True
+        self.since = None
+        self.refused.clear()
+
+    def last_refusal(self) -> HoldfastError | None:
+        """Return why the latest worker did not take it."""
+        return next(reversed(self.refused.values()))[1] if self.refused else None
+
+
+class Placed:
+    """A worker for one attempt, with what is counted for it. `release` when the attempt is over."""
+
+    __slots__ = ("_trial", "key", "lease", "worker")
+
+    def __init__(self, worker: ServingWorker, lease: Lease, trial: Trial | None):
+        self.worker = worker
+        self.key = (worker.instance, worker.epoch)
+        """The process: the worker's record may have moved on to the next one when this one is talked about."""
+        self.lease = lease
+        self._trial = trial
+
+    def end_trial(self) -> None:
+        """The stream got a new token: it did not kill this worker, and the next suspect may be tried."""
+        if self._trial is not None:
+            self._trial.end()
+
+    def release(self) -> None:
+        """Give back what was counted."""
+        self.lease.release()
+        self.end_trial()
+
+
+class Trial:
+    """The only suspect on a worker. `end` it once, whichever way it went."""
+
+    __slots__ = ("_lease", "_on_end")
+
+    def __init__(self, lease: Lease, on_end: Callable[[], None]):
+        self._lease = lease
+        self._on_end: Callable[[], None] | None = on_end
+
+    def end(self) -> None:
+        """Let the next suspect be tried; only the first call counts."""
+        on_end, self._on_end = self._on_end, None
+        if on_end is not None:
+            self._lease.release()
+            on_end()
