@@ -25,6 +25,9 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     file_kv: Annotated[
         str, setting("DYN_FILE_KV", "Directory of the file discovery backend; empty: one per user under TMPDIR.")
     ] = ""
+    secret: Annotated[
+        str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
+    ] = ""
     router_mode: Annotated[RouterMode, setting("DYN_ROUTER_MODE", "How a worker is chosen.")] = "round-robin"
     http_body_limit_mb: Annotated[
         int, setting("DYN_HTTP_BODY_LIMIT_MB", "Largest request body in MiB.", ge=1, le=1024)

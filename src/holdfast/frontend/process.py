@@ -58,6 +58,7 @@ async def serve(config: FrontendConfig) -> int:
         caller=draw_instance_id(rng),
         namespace=config.namespace,
         rng=rng,
+        secret=config.secret.encode(),
         on_read_done=flusher.flush,
     )
     metrics = FrontendMetrics()
