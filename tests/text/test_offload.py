@@ -170,7 +170,7 @@ async def test_nothing_starts_after_close() -> None:
 
 
 OWNER = """
-import asyncio, sys
+import asyncio, sys, uvloop
 from holdfast.text.offload import LargeTextPool
 from tests.text.test_offload import NAME, load
 async def main():
@@ -180,15 +180,16 @@ async def main():
     if sys.argv[1] == "busy":
         await pool.encode(NAME, load, "y" * 30_000_000)
     await asyncio.Event().wait()
-asyncio.run(main())
+{"asyncio": asyncio, "uvloop": uvloop}[sys.argv[2]].run(main())
 """
 
 
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("mode", ["idle", "busy"])
-async def test_children_die_with_their_owner(mode: str) -> None:
+async def test_children_die_with_their_owner(mode: str, loop: str) -> None:
     root = Path(__file__).parents[2]
     owner = subprocess.Popen(  # noqa: ASYNC220 - only starts it
-        [sys.executable, "-c", OWNER, mode], cwd=root, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", OWNER, mode, loop], cwd=root, stdout=subprocess.PIPE, text=True
     )
     try:
         assert owner.stdout is not None

@@ -49,16 +49,41 @@ def test_pieces_tokenize_as_the_whole(tokenizer: Tokenizer) -> None:
         assert tokenizer.encode(text).tolist() == tokenizer._hf.encode(text, add_special_tokens=False).ids
 
 
-@pytest.mark.parametrize("name", sorted(_PATTERNS))
+PATTERNS = {**_PATTERNS, "pairs": (r"\p{N}{1,2}|\p{L}+|\s+(?!\S)|\s|[^\s\p{L}\p{N}]+",)}
+
+
+@pytest.mark.parametrize("name", sorted(PATTERNS))
 def test_pieces_for_every_pre_tokenizer_we_know(name: str) -> None:
     spec = json.loads(small_json())
-    spec["pre_tokenizer"] = _pre_tokenizer(_PATTERNS[name])
+    spec["pre_tokenizer"] = _pre_tokenizer(PATTERNS[name])
+    vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
+    for left, right in [("7", "7"), ("77", "7"), (".", "."), ("..", "."), ("Ġ", "Ġ"), ("ĠĠ", "ĠĠ")]:  # lengths matter
+        vocab.setdefault(left + right, max(*vocab.values(), *(a["id"] for a in spec["added_tokens"])) + 1)
+        merges += [] if [left, right] in merges else [[left, right]]
     tok = Tokenizer(json.dumps(spec).encode())
     rng = random.Random(name)
     for _ in range(3):
         text = noise(rng, 4 * PIECE_CHARS)
         assert len(list(pieces(tok._hf, tok._ids, text))) > 2
         assert tok.encode(text).tolist() == tok._hf.encode(text, add_special_tokens=False).ids
+    for unit in (
+        "7",
+        "0123456789",
+        " ",
+        " \n",
+        "\r\n\t",
+        "fooBar",
+        "漢",
+        "...",
+        "'s",
+        "a1",
+        "1 ",
+        "-=",
+        "é\u0301",
+        "ⅷ",
+    ):
+        text = ("x" + unit * (3 * PIECE_CHARS))[: 3 * PIECE_CHARS + 77]
+        assert tok.encode(text).tolist() == tok._hf.encode(text, add_special_tokens=False).ids, unit
 
 
 @pytest.mark.parametrize("unit", ["a", " ", "漢", "\n", "é1", "aGVsbG8gd29ybGQ", "0", "😀"])
@@ -132,6 +157,11 @@ def test_padding_and_truncation_of_the_file_are_switched_off() -> None:
 def test_bad_input(small_tokenizer: Tokenizer) -> None:
     with pytest.raises(InvalidRequest, match="surrogate"):
         small_tokenizer.encode("a\ud800")
+    for at in range(PIECE_CHARS - 300, PIECE_CHARS + 300, 50):
+        with pytest.raises(InvalidRequest, match="surrogate"):
+            small_tokenizer.encode("a b" * at + "\udfff" + "x" * PIECE_CHARS)
+        with pytest.raises(InvalidRequest, match="surrogate"):
+            small_tokenizer.encode("1" * at + "\udfff" + "1" * PIECE_CHARS)
     for data in (b"", b"{}", b'{"model": {"type": "BPE"}}', b"\xff"):
         with pytest.raises(InternalError, match=r"tokenizer\.json"):
             Tokenizer(data)

@@ -2,8 +2,8 @@
 
 The `tokenizers` library needs about 140 bytes of memory per byte of text and turns the ids into Python
 objects in one go, holding the interpreter lock. In pieces of 16 Ki characters both stop mattering. A cut is
-taken only where the tokenizer itself shows a boundary between pre-tokens, and where the text on both sides
-tokenizes the same apart as together. Must never cut for a tokenizer whose tokens depend on text far away.
+taken only where one kind of character ends, the tokenizer shows a boundary between pre-tokens, and both sides
+tokenize the same apart as together. Must never cut for a tokenizer whose tokens depend on text far away.
 """
 
 from __future__ import annotations
@@ -66,8 +66,18 @@ def _find(tokenizer: HfTokenizer, ids: Ids, text: str, position: int) -> int | N
 def _candidates(tokenizer: HfTokenizer, text: str, position: int) -> Iterator[int]:
     natural = _NATURAL.finditer(text, position, min(position + _SEARCH, len(text) - _CONTEXT))
     yield from (match.start() for match in islice(natural, _TRIES))
-    boundaries = _boundaries(tokenizer, text[position - _CONTEXT : position + _CONTEXT])
-    yield from [position - _CONTEXT + at for at in boundaries if at >= _CONTEXT][:_TRIES]
+    start = position - _CONTEXT
+    cuts = [start + at for at in _boundaries(tokenizer, text[start : position + _CONTEXT]) if at >= _CONTEXT]
+    yield from [cut for cut in cuts if _kind(text[cut - 1]) != _kind(text[cut])][:_TRIES]
+
+
+def _kind(char: str) -> str:
+    """Inside a run of one kind boundaries may be counted from its start, which can be anywhere (digits by threes)."""
+    if char.isalpha():
+        return "letter"
+    if char.isnumeric():
+        return "digit"
+    return "space" if char.isspace() else "other"
 
 
 def _boundaries(tokenizer: HfTokenizer, text: str) -> list[int]:

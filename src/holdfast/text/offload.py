@@ -54,6 +54,7 @@ class _Child:
     async def start(cls) -> _Child:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # the working directory is nobody's module path
             "-m",
             "holdfast.text.offload_child",
             str(os.getpid()),

@@ -62,7 +62,7 @@ class StopMatcher:
     After a match the matcher is spent: everything later is dropped.
     """
 
-    __slots__ = ("_held", "_include", "_patterns", "match_end", "matched")
+    __slots__ = ("_firsts", "_held", "_include", "_patterns", "match_end", "matched")
 
     def __init__(self, stops: Sequence[str], *, include_stop: bool = False):
         """Create one.
@@ -73,6 +73,7 @@ class StopMatcher:
         """
         # Longest first: of several that complete at the same character, the earliest start is taken.
         self._patterns = [_Pattern(stop) for stop in sorted({s for s in stops if s}, key=lambda s: (-len(s), s))]
+        self._firsts = sorted({pattern.text[0] for pattern in self._patterns})
         self._include = include_stop
         self._held = ""
         self.matched: str | None = None
@@ -88,6 +89,12 @@ class StopMatcher:
         """
         if self.matched is not None:
             return "", None
+        if not self._held:  # then no pattern has begun to match
+            for char in self._firsts:
+                if char in text:
+                    break
+            else:
+                return text, None
         end, found = len(text), None
         for pattern in self._patterns:
             at = pattern.advance(text, end if found is None else end - 1)

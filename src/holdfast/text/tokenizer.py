@@ -21,6 +21,7 @@ from holdfast.text.tables import BYTE_OF_CHAR, DetokTables, piece_bytes
 _TABLE_VARIANTS = 8
 """Kept table sets; a variant is a choice of hidden special tokens."""
 
+_SURROGATE = "The text is not valid Unicode: it contains a lone surrogate."
 _COUNT_CHARS = 256 * 1024
 """Characters examined at a time when counting bytes."""
 
@@ -141,16 +142,19 @@ class Tokenizer:
             # The batch call, unlike the single one, releases the interpreter lock; "fast" leaves out offsets.
             ids: list[int] = self._hf.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
         except TypeError as error:
-            raise InvalidRequest("The text is not valid Unicode: it contains a lone surrogate.") from error
+            raise InvalidRequest(_SURROGATE) from error
         return ids
 
     def _encode_large(self, text: str, add_special_tokens: bool, max_tokens: int | None) -> array[int]:
         before, after = self._ends() if add_special_tokens else ([], [])
         ids = array("I", before)
-        for piece in pieces(self._hf, self._ids, text):
-            ids.extend(self._ids(piece))
-            if max_tokens is not None and len(ids) + len(after) > max_tokens:
-                raise too_long(len(ids) + len(after), max_tokens, exact=False)
+        try:
+            for piece in pieces(self._hf, self._ids, text):
+                ids.extend(self._ids(piece))
+                if max_tokens is not None and len(ids) + len(after) > max_tokens:
+                    raise too_long(len(ids) + len(after), max_tokens, exact=False)
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(_SURROGATE) from error
         ids.extend(after)
         return ids
 
