@@ -245,12 +245,13 @@ async def test_the_record_appears_when_ready_and_goes_on_purpose():
     await watcher.close()
 
 
-async def test_stopping_while_the_engine_starts():
+@pytest.mark.parametrize("phase", ["starting", "warming"])
+async def test_stopping_while_the_engine_starts(phase):
     hub = MemHub()
-    worker = a_worker(hub, MockEngine(MockConfig(startup_seconds=60.0)))
+    worker = a_worker(hub, MockEngine(MockConfig(warmup_seconds=60.0)))
     running = asyncio.create_task(worker.run())
     async with asyncio.timeout(5):
-        while worker.host.engine.progress().phase != "starting":  # noqa: ASYNC110
+        while worker.host.engine.progress().phase != phase:  # noqa: ASYNC110
             await asyncio.sleep(0.005)
         worker.stop()
         assert await running == 0

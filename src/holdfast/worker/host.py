@@ -290,14 +290,9 @@ class EngineHost:
         if self._stage in _IN_SERVICE or self._stage == "starting":
             self._stage = "draining"
 
-    async def wait_idle(self, seconds: float) -> bool:
-        """Wait until nothing is in flight; returns False when that took longer than ``seconds``."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True
+    async def idle(self) -> None:
+        """Wait until nothing is in flight; whoever calls this has a deadline."""
+        await self._idle.wait()
 
     def send_elsewhere(self, why: str) -> int:
         """End what is in flight so that its callers continue it on other workers; returns how many."""

@@ -14,6 +14,7 @@ import gc
 import logging
 import os
 import random
+import secrets
 import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -55,8 +56,9 @@ class WorkerProcess:
         config: the worker's settings.
         engine: not started yet.
         discovery: where to register; not started yet. Closed at the end.
-        rng: for ids and nonces; `random.SystemRandom` in production.
+        rng: for ids and nonces; seeded by the system in production.
         transport: the network; None: TCP.
+        on_ready: called once callers can find this worker.
     """
 
     def __init__(
@@ -65,8 +67,11 @@ class WorkerProcess:
         engine: Engine,
         discovery: Discovery,
         rng: random.Random,
+        *,
         transport: Transport | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ):
+        self._on_ready = on_ready
         self.config = config
         self.instance = _instance_id(config.instance_id, rng)
         self.epoch: Epoch = draw_epoch(rng)
@@ -74,7 +79,9 @@ class WorkerProcess:
         """Set once callers can find this worker."""
         self._endpoints: tuple[str, ...] = (GENERATE, ARTIFACT)
         self._ending = asyncio.Event()
-        self._hurry = asyncio.Event()
+        self._hurried = False
+        self._patience: asyncio.Timeout | None = None
+        """The wait that a signal cuts short, while there is one."""
         self._discovery = discovery
         self.host = EngineHost(engine, limit=config.engine_request_limit, on_dead=lambda _: self._ending.set())
         self.server = WorkerServer(
@@ -89,9 +96,10 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Leave in order; called again: leave now."""
-        if self._ending.is_set():
-            self._hurry.set()
+        self._hurried = self._ending.is_set()
         self._ending.set()
+        if self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> int:
         """Serve until told to stop or the engine dies; returns the exit code.
@@ -116,18 +124,19 @@ class WorkerProcess:
 
     async def _start_engine(self) -> EngineInfo | None:
         """Return what the engine says, or None when we were told to stop while it started."""
-        starting = asyncio.create_task(self.host.start(_ProgressLines()), name="engine-start")  # owned: ends here
-        ending = asyncio.create_task(self._ending.wait(), name="stop-while-starting")
+        if self._ending.is_set():
+            return None
         bound = self.config.engine_start_timeout
+        scope = self._patience = asyncio.timeout(bound)
         try:
-            done, _ = await asyncio.wait({starting, ending}, timeout=bound, return_when=asyncio.FIRST_COMPLETED)
-            if starting in done:
-                return starting.result()
+            async with scope:
+                return await self.host.start(_ProgressLines())
+        except TimeoutError:
+            if not scope.expired():
+                raise
         finally:
-            for task in (starting, ending):
-                task.cancel()
-            await asyncio.wait({starting, ending})
-        if ending in done:
+            self._patience = None
+        if self._ending.is_set():
             return None
         raise DeadlineExceeded(
             f"The engine was not ready within {bound:g} s (DYN_ENGINE_START_TIMEOUT_SECS).",
@@ -162,8 +171,7 @@ class WorkerProcess:
         )
         await self._discovery.publish(record)
         self.ready.set()
-        gc.collect()
-        gc.freeze()  # what is alive now lives as long as the process; the collector need not look at it again
+        self._on_ready()
         log.info(
             "worker %s serves %s (%s, context %d tokens, %d seats) at %s",
             self.instance,
@@ -210,21 +218,22 @@ class WorkerProcess:
         await self._flush(deadline)
 
     async def _wait_idle(self, deadline: float) -> None:
-        """Until nothing is in flight, the deadline, the engine's death or a second signal."""
-        left = max(0.0, deadline - asyncio.get_running_loop().time())
-        idle = asyncio.create_task(self.host.wait_idle(left), name="drain")  # owned: ends here
-        hurry = asyncio.create_task(self._hurry.wait(), name="hurry")
-        await asyncio.wait({idle, hurry}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (idle, hurry):
-            task.cancel()
-        await asyncio.wait({idle, hurry})
+        """Until nothing is in flight, the deadline, or a second signal."""
+        self._patience = asyncio.timeout_at(deadline)
+        try:
+            async with self._patience:
+                await self.host.idle()
+        except TimeoutError:
+            pass  # what is left is sent elsewhere
+        finally:
+            self._patience = None
 
     async def _flush(self, deadline: float) -> None:
         """Let what was said leave: tokens that wait for credit within the budget, ends a moment longer."""
         loop = asyncio.get_running_loop()
         deadline = max(deadline, loop.time() + FLUSH_SECONDS)
         # the server counts streams and has no event for it; once per exit, a poll will do
-        while self.server.open_streams and loop.time() < deadline and not self._hurry.is_set():  # noqa: ASYNC110
+        while self.server.open_streams and loop.time() < deadline and not self._hurried:  # noqa: ASYNC110
             await asyncio.sleep(_FLUSH_POLL)
 
     async def _close(self) -> None:
@@ -266,16 +275,22 @@ async def run_worker(
         make_engine: returns the engine, not started.
         discovery: where to register; None: what the settings name.
         rng: for ids and nonces; None: the system's.
-        signals: whether SIGTERM and SIGINT stop it (a second one hurries).
+        signals: whether this process is nothing but the worker: SIGTERM and SIGINT stop it (a second one hurries).
     """
-    rng = rng or random.SystemRandom()
+    rng = rng or random.Random(secrets.randbits(128))
     discovery = discovery or open_discovery(config.discovery_backend, root=config.file_kv)
-    worker = WorkerProcess(config, make_engine(), discovery, rng)
+    worker = WorkerProcess(config, make_engine(), discovery, rng, on_ready=_settle if signals else lambda: None)
     if signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, worker.stop)
     return await worker.run()
+
+
+def _settle() -> None:
+    """What is alive now lives as long as the process: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 class _ProgressLines:

@@ -145,12 +145,15 @@ async def test_hang_after_delivers_exactly_so_many():
 async def test_slow_stretches_steps():
     async with running(step_ms=2.0) as run:
         run.engine.misbehave("slow", factor=10.0)
-        await run.finish(run.submit(request(max_tokens=4)))
+        key = run.submit(request(max_tokens=4))
+        await run.until(lambda: bool(run.steps))
+        assert run.engine.progress().silent_step_seconds == pytest.approx(0.02)
+        await run.finish(key)
         assert run.times[-1] - run.times[0] >= 0.055
         run.engine.misbehave("slow")
-        start = len(run.times)
-        await run.finish(run.submit(request(max_tokens=4)))
-        assert run.times[-1] - run.times[start] < 0.04
+        again = run.submit(request(max_tokens=4))
+        await run.until(lambda: bool(run.tokens[again]))
+        assert run.engine.progress().silent_step_seconds == pytest.approx(0.002)
 
 
 async def test_a_slow_sequence_does_not_slow_the_others():
