@@ -47,6 +47,7 @@ class Host:
         self.steps, self.in_flight, self.hung = 0, 0, False
         self.links = []
         self.refusal = None
+        self.draining = False
 
     def crash(self):
         self.up = False
@@ -65,6 +66,7 @@ class FakeLink:
         self.fleet, self.record = fleet, record
         self.on_pong = self.on_draining = self.on_lost = self.on_read_done = None
         self.last_heard = 0.0
+        self.draining = None
         self.connected = False
         self.streams = 0
         self.broken = []
@@ -86,6 +88,9 @@ class FakeLink:
         self.host, self.connected = host, True
         host.links.append(self)
         self.heard()
+        if host.draining:
+            self.draining = Draining("shutdown", 1000)
+            self.on_draining(self.draining)
         return Welcome(1, host.name, host.epoch)
 
     def heard(self):
@@ -370,6 +375,16 @@ async def test_a_record_that_says_draining_is_believed():
         await fleet.until(lambda: fleet.usable() == [])
         await fleet.add("a", epoch=2)
         await fleet.until(lambda: fleet.usable() == ["a"])
+
+
+@virtual
+async def test_a_worker_that_greets_with_draining_gets_nothing():
+    async with Fleet() as fleet:
+        host = await fleet.add("a")
+        host.draining = True
+        await fleet.until(lambda: fleet.pool.worker("a") is not None and fleet.pool.worker("a").state == "usable")
+        assert fleet.usable() == []
+        assert fleet.pool.worker("a").draining
 
 
 @virtual

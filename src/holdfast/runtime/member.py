@@ -53,6 +53,7 @@ class PoolLink(Protocol):
     on_lost: Callable[[HoldfastError], None] | None
     on_read_done: Callable[[], None] | None
     last_heard: float
+    draining: Draining | None
 
     @property
     def connected(self) -> bool:

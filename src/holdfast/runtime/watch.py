@@ -80,7 +80,8 @@ class Watch:
             worker.inhibition.succeeded()
         worker.epoch = epoch
         worker.pong, worker.last_error = None, None
-        worker.draining = worker.record.epoch == epoch and worker.record.state in LEAVING_STATES
+        recorded = worker.record.epoch == epoch and worker.record.state in LEAVING_STATES
+        worker.draining = recorded or link.draining is not None
         worker.heard_at = link.last_heard
         self._detector.add(worker.instance, now, shows_progress=shows_progress(worker.record.cards))
         self._ping(worker, now)

@@ -34,8 +34,8 @@ async def main(root: str, instance: str, epoch: str, ttl: str) -> None:
             case "block":
                 time.sleep(2.5)  # noqa: ASYNC251  a busy loop, on purpose
                 print("blocked", flush=True)
-            case "churn":
-                for number in range(100_000):
+            case count if count.isdigit():
+                for number in range(int(count)):
                     await discovery.publish(
                         InstanceRecord(
                             "dynamo",

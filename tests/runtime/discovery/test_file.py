@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import shutil
 import signal
 import stat
@@ -157,7 +158,7 @@ async def test_sigkill_in_the_middle_of_writing_leaves_a_consistent_store(tmp_pa
     async with Watcher(tmp_path) as one:
         for round_number in range(4):
             async with participant(tmp_path, "w", epoch=round_number) as process:
-                process.stdin.write(b"churn\n")
+                process.stdin.write(b"100000\n")
                 await until(lambda: one.sees("w") and one.last("w")[1].record.meta.get("number", 0) > 3)
                 process.kill()
                 await process.wait()
@@ -265,3 +266,47 @@ def test_the_factory_says_what_it_can(tmp_path):
     assert opened._directory.root == tmp_path / "x"
     assert opened._settings.judge.ttl == 4
     assert open_discovery(f"file://{tmp_path}")._directory.root == tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+async def test_after_random_kills_freezes_and_restarts_every_view_is_the_truth(tmp_path, seed):
+    rng = random.Random(seed)
+    names = [f"w{n}" for n in range(5)]
+    async with contextlib.AsyncExitStack() as stack:
+        one = await stack.enter_async_context(Watcher(tmp_path))
+        two = await stack.enter_async_context(Watcher(tmp_path))
+        running = {}
+        for step in range(25):
+            name = rng.choice(names)
+            if name not in running:
+                running[name] = (await stack.enter_async_context(participant(tmp_path, name, epoch=step)), step)
+                continue
+            process, _ = running[name]
+            deed = rng.choice(["kill", "close", "freeze", "churn", "lose"])
+            if deed == "kill":
+                process.kill()
+                running.pop(name)
+            elif deed == "close":
+                process.stdin.write(b"close\n")
+                running.pop(name)
+            elif deed == "freeze":
+                process.send_signal(signal.SIGSTOP)
+                asyncio.get_running_loop().call_later(rng.uniform(0.1, 4), _thaw, process)
+            elif deed == "churn":
+                process.stdin.write(b"200\n")
+            else:
+                (tmp_path / f"{name}.json").unlink(missing_ok=True)
+            await asyncio.sleep(rng.uniform(0, 0.5))
+
+        def truth(watcher):
+            return {r.instance: r.epoch for r in watcher.discovery.snapshot()} == {
+                n: e for n, (_, e) in running.items()
+            }
+
+        await until(lambda: truth(one) and truth(two), 15)
+
+
+def _thaw(process):
+    if process.returncode is None:
+        process.send_signal(signal.SIGCONT)
