@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from holdfast.base.errors import Disconnected, EngineFailed, PeerSilent, StreamIncomplete, WorkerDraining
+from holdfast.engines.contract import Sampling
 from tests.requests.fakes import EOS, Client, FakeStream, Fleet, card, settle, truth
 from tests.support.virtual_time import virtual
 
@@ -134,7 +137,7 @@ async def test_a_context_that_ends_sooner_than_its_card_says_is_believed_of_two_
     fleet.attempts[-1].accept().emit(5).end("length")
     await settle()
     fleet.attempts[-1].accept().end("length")
-    async with __import__("asyncio").timeout(10):
+    async with asyncio.timeout(10):
         await client.task
     assert (client.ending.state, client.ending.finish, client.ending.attempts) == ("done", "length", 2)
     assert len(client.sink.tokens) == 5
@@ -248,8 +251,6 @@ async def test_a_message_on_a_token_stream_breaks_it() -> None:
 )
 @virtual
 async def test_the_join_is_declared_unless_it_is_exact(second_card: object, temperature: float, join: str) -> None:
-    from holdfast.engines.contract import Sampling
-
     fleet = Fleet()
     fleet.workers[1].cards = {"m": second_card}
     client, first = await started(fleet, sampling=Sampling(temperature=temperature))

@@ -79,9 +79,11 @@ class Attempt:
             priority=plan.priority,
             extra=dict(plan.extra),
         )
+        self.sent = True
         try:
             self.handle = self.placed.worker.open("generate", headers, _encode(payload), self, first_index=self.base)
         except HoldfastError as error:
+            self.sent = False
             self.fail(error)
 
     # what the wire says

@@ -13,7 +13,7 @@ from holdfast.requests.leases import Lease
 from holdfast.requests.migration import Failure
 from holdfast.requests.poison import Record
 
-ASK_AGAIN = 0.25
+ASK_AGAIN = 0.2
 """Seconds for which a worker that did not take a stream is not asked again by it."""
 
 
@@ -41,7 +41,7 @@ class Need:
             self.refused[key] = (now + ASK_AGAIN, failure.error)
             if self.since is None:
                 self.since = started_at
-        if failure.error.fault != "capacity":
+        if failure.accepted or failure.error.fault != "capacity":
             self.avoid.add(key)
 
     def accepted(self) -> None:
