@@ -1,0 +1,104 @@
+"""A local cluster of real processes: ready, visible, killed, whole again, gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from holdfast.local.backoff import RestartPolicy
+from holdfast.local.cluster import ClusterFailed, ClusterPlan, LocalCluster
+from holdfast.local.demonstration import Demonstration, Question
+from holdfast.local.ports import free_port
+from holdfast.runtime.discovery.contract import SUPERVISOR
+from holdfast.runtime.discovery.factory import open_discovery
+
+pytestmark = pytest.mark.e2e
+READY_SECONDS = 60.0
+
+
+def plan(directory: Path, *worker_flags: str, workers: int = 2) -> ClusterPlan:
+    return ClusterPlan(
+        http_ports=(free_port(),),
+        workers=workers,
+        worker_flags=("--engine", "mock", *worker_flags),
+        env={"DYN_DISCOVERY_BACKEND": "file", "DYN_FILE_KV": str(directory)},
+        restart=RestartPolicy(next_delay=0.05, intensity=20),
+        stop_grace=5.0,
+    )
+
+
+@contextlib.asynccontextmanager
+async def started(plan: ClusterPlan) -> AsyncIterator[LocalCluster]:
+    lines: list[str] = []
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("DYN_")}
+    discovery = open_discovery("file", root=plan.env["DYN_FILE_KV"])
+    cluster = LocalCluster(
+        plan, discovery, random.Random(1), environ, lambda slot, line: lines.append(f"{slot}|{line}")
+    )
+    try:
+        async with cluster.running():
+            await cluster.until_ready(READY_SECONDS)
+            yield cluster
+    except Exception as error:
+        error.add_note("\n".join(lines))
+        raise
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(READY_SECONDS):
+        while not condition():  # noqa: ASYNC110  other processes tell no event
+            await asyncio.sleep(0.02)
+
+
+async def test_a_killed_workers_stream_goes_on_and_its_slot_comes_back(tmp_path: Path) -> None:
+    async with started(plan(tmp_path, "--mock-step-ms", "5")) as cluster:
+        before = {view.slot: view for view in cluster.views()}
+        question = Question("Count the boats.", max_tokens=120, model="mock")
+        demonstration = Demonstration(cluster, question, random.Random(3))
+        expected = await demonstration.undisturbed()
+        assert len(expected.pieces) > 50
+        kills: list[tuple[str, int]] = []
+        outcome = await demonstration.disturbed(expected, lambda _: None, lambda slot, pid: kills.append((slot, pid)))
+        assert kills == [(outcome.killed, before[outcome.killed].pid)]
+        assert outcome.equal, (outcome.sha256, outcome.expected_sha256)
+        assert outcome.usage_equal
+        await demonstration.recovered()
+        after = {view.slot: view for view in cluster.views()}
+        assert after[outcome.killed].restarts == 1
+        assert after[outcome.killed].pid != before[outcome.killed].pid
+        assert after[outcome.killed].instance == before[outcome.killed].instance, "a slot keeps its instance id"
+    pids = [view.pid for view in [*before.values(), *after.values()] if view.pid]
+    assert not [pid for pid in pids if alive(pid)]
+
+
+async def test_the_supervisor_publishes_its_slots(tmp_path: Path) -> None:
+    async with started(plan(tmp_path, workers=1)) as cluster:
+        onlooker = open_discovery("file", root=str(tmp_path))
+        await onlooker.start()
+        try:
+
+            def states() -> list[object]:
+                found = [r for r in onlooker.snapshot() if r.component == SUPERVISOR]
+                return [r.meta for r in found]
+
+            await until(lambda: states() == [{"frontend-0": "running", "worker-0": "running"}])
+            cluster.kill("worker-0")
+            await until(lambda: cluster.supervisor.slots["worker-0"].restarts == 1)
+        finally:
+            await onlooker.close()
+
+
+async def test_a_cluster_that_cannot_start_says_why(tmp_path: Path) -> None:
+    with pytest.raises(ClusterFailed, match="--mock-step-ms='slow': expected a number"):
+        async with started(plan(tmp_path, "--mock-step-ms", "slow", workers=1)):
+            pytest.fail("never ready")
