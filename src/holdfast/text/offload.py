@@ -96,7 +96,14 @@ class _Child:
     async def _receive(self) -> tuple[bytes, bytes]:
         prefix = await self._output.readexactly(1 + LENGTH.size)
         (size,) = LENGTH.unpack_from(prefix, 1)
-        return prefix[:1], await self._output.readexactly(size)
+        parts: list[bytes] = []
+        while size:  # in parts, because one read of many megabytes would hold the event loop
+            part = await self._output.read(min(size, _STREAM_LIMIT))
+            if not part:
+                raise _ChildLost
+            parts.append(part)
+            size -= len(part)
+        return prefix[:1], b"".join(parts)
 
     async def end(self, grace: float = 0.0) -> int | None:
         """Stop the process (by end of input if there is grace, in seconds) and return its exit code."""
