@@ -235,3 +235,14 @@ async def test_a_call_that_cannot_be_accepted_leaves_nothing_behind():
         host.generate(call)
     assert engine.cancelled == [1]
     assert at_rest(host)
+
+
+async def test_kv_events_go_to_whoever_wants_them_after_each_step():
+    seen = []
+    host, engine = await started(on_kv_events=seen.append)
+    engine.take_kv_events = lambda: ["stored"]
+    call_into(host)
+    engine.step([engine.token(1, 0)])
+    engine.take_kv_events = list
+    engine.step([engine.token(1, 1)])
+    assert seen == [["stored"]]

@@ -250,7 +250,8 @@ class EngineHost:
             self._send(connection, batch)
         for sequence, step in finished:
             self._finish(sequence, step)
-        if self._on_kv_events is not None and (events := self.engine.take_kv_events()):
+        events = self.engine.take_kv_events()  # always: an engine may keep them until they are taken
+        if events and self._on_kv_events is not None:
             self._on_kv_events(events)
 
     def _send(self, connection: ServerConnection, batch: list[TokenItem]) -> None:
