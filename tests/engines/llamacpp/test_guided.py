@@ -49,7 +49,7 @@ def admits(model, gbnf, text):
             if state.first_allowed(np.array([token])) is None:
                 return False
             state.accept(token)
-        return state.first_allowed(np.array(model.end_ids())) is not None
+        return state.first_allowed(np.array(model.end_ids)) is not None
     finally:
         state.close()
 
@@ -192,12 +192,12 @@ def _babble(model, gbnf, seed, tokens):
         Sampling(seed=seed, top_k=200),
         StopRules(tokens),
         vocab_size=model.vocab_size,
-        end_ids=model.end_ids(),
+        end_ids=model.end_ids,
         prompt=[1],
         generated=[],
     )
     rng = np.random.default_rng(seed)
-    closers = [model.tokenize(text)[0] for text in ('"', "}", "]", ",", '"}', "1", ":", "@", ".")] + [*model.end_ids()]
+    closers = [model.tokenize(text)[0] for text in ('"', "}", "]", ",", '"}', "1", ":", "@", ".")] + [*model.end_ids]
     text = b""
     try:
         for index in range(tokens):
@@ -205,7 +205,7 @@ def _babble(model, gbnf, seed, tokens):
             logits[closers] += 6
             token = sampler.draw(logits, index, state)
             assert token is not None
-            if token in model.end_ids():
+            if token in model.end_ids:
                 return text.decode()
             state.accept(token)
             text += model.piece(token)

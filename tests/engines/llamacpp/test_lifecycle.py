@@ -81,13 +81,6 @@ async def test_a_sequence_that_was_already_over_ends_at_once(run, greedy):
     assert (run.ends[full].index, run.ends[ended].index) == (5, 6)
 
 
-async def test_context_end_is_a_length_finish(run):
-    prompt = run.encode("word " * 760)[:760]
-    key = run.submit(request(prompt, max_tokens=500))
-    (tokens,) = await run.finish(key)
-    assert (len(tokens), run.ends[key].finish) == (8, "length")
-
-
 @pytest.mark.parametrize(
     ("change", "error"),
     [
@@ -139,7 +132,7 @@ async def test_cancel_while_decoding_stops_within_a_step(run, greedy):
 
 
 async def test_cancel_during_prefill_leaves_most_of_the_prompt_uncomputed(run):
-    prompt = run.encode("A very long prompt that nobody waits for. " * 70)[:700]
+    prompt = run.encode("A very long prompt that nobody waits for. " * 90)[:700]
     before = run.engine.progress()
     key = run.submit(request(prompt, salt="fresh"))
     assert run.engine.load().prefill_tokens == 700
@@ -172,13 +165,13 @@ async def test_more_sequences_than_places_wait_their_turn(run, greedy):
     assert run.engine.load().waiting >= 6
     texts = await run.finish(*keys)
     assert texts == [answer[:10] for _, answer in greedy * 3]
-    assert list(run.ends)[-12:-6] == sorted(list(run.ends)[-12:-6])
+    assert set(list(run.ends)[-12:-6]) == set(keys[:6])
 
 
 async def test_kv_events_follow_the_cache(run):
-    view = replay(None, run.engine.take_kv_events()) if not hasattr(run, "view") else run.view
-    for round_ in range(12):
-        await run.generate(*[request(run.encode(f"{round_} {q} " * 12), max_tokens=4) for q in QUESTIONS[:3]])
+    view = replay(None, run.engine.take_kv_events())
+    for round_ in range(5):
+        await run.generate(*[request(run.encode(f"{round_} {q} " * 4), max_tokens=4) for q in QUESTIONS[:3]])
         replay(None, run.engine.take_kv_events(), view)
         held = {name for slot in run.engine._core.cache._slots for name in slot.hashes}
         assert view == held
@@ -207,7 +200,7 @@ async def test_full_kv_cache_drops_parked_blocks_then_gives_up_the_youngest(run,
     assert texts[1] + rest == greedy[1][1][:12]
 
 
-async def test_saturation_names_knob_and_value():
+async def test_limits_of_places_and_context():
     run = await Run(max_num_seqs=1, parked_seqs=0, max_waiting=1, context_length=256).start()
     try:
         keys = [run.submit(request([5] * 20, max_tokens=200)) for _ in range(2)]
@@ -217,6 +210,9 @@ async def test_saturation_names_knob_and_value():
         for key in keys:
             run.engine.cancel(SequenceKey(key))
         await run.generate(request([5] * 20, max_tokens=2))
+        last = run.submit(request([5] * 250, max_tokens=500))
+        (tokens,) = await run.finish(last)
+        assert (len(tokens), run.ends[last].finish) == (6, "length"), "the context's end is a length finish"
     finally:
         await run.engine.close()
         await run.engine.close()

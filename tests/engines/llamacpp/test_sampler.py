@@ -82,7 +82,7 @@ def test_penalties_look_at_prompt_and_output_as_documented():
     assert sampler(temperature=0.0, prompt=[10], repetition_penalty=1.2).draw(logits, 0) == 20
     assert sampler(temperature=0.0, prompt=[10], presence_penalty=1.0).draw(logits, 0) == 10
     assert sampler(temperature=0.0, generated=[10], presence_penalty=0.15).draw(logits, 1) == 20
-    assert sampler(temperature=0.0, generated=[10, 10, 20], frequency_penalty=0.08).draw(logits, 3) == 10 + 10
+    assert sampler(temperature=0.0, generated=[10, 10, 20], frequency_penalty=0.15).draw(logits, 3) == 30
     counted = sampler(temperature=0.0, presence_penalty=0.15)
     assert counted.draw(logits, 0) == 10
     counted.accept(10)

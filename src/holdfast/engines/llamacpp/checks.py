@@ -5,6 +5,8 @@ Must never change a value: what is out of range is an error, not something to be
 
 from __future__ import annotations
 
+import math
+
 from holdfast.base.errors import ContextLengthExceeded, InvalidRequest
 from holdfast.base.limits import LOGIT_BIAS_ENTRIES, TOP_LOGPROBS
 from holdfast.engines.contract import Sampling, StopRules
@@ -62,5 +64,5 @@ def check_sampling(s: Sampling, stop: StopRules, vocab_size: int) -> None:
         if not good:
             raise InvalidRequest(f"{name} is {value}; it must be {allowed}.", param=name)
     for token, bias in s.logit_bias.items():
-        if not 0 <= token < vocab_size or bias != bias:  # noqa: PLR0124 - only NaN differs from itself
+        if not 0 <= token < vocab_size or not math.isfinite(bias):
             raise InvalidRequest(f"logit_bias has the unusable entry {token}: {bias}.", param="logit_bias")

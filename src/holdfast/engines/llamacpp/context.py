@@ -31,13 +31,14 @@ class LlamaModel:
     def __init__(self, library: LlamaLibrary, path: Path):
         """Load the weights (memory-mapped). Raises EngineFailed with the library's own complaint."""
         self.library = library
-        self.handle: int | None = library.model_load_from_file(str(path).encode(), library.model_default_params())
+        self.handle: int | None = library.model_load_from_file(str(path).encode(), library.model_params())
         if not self.handle:
             raise EngineFailed(f"llama.cpp cannot load {path}: {'; '.join(library.complaints) or 'no reason given'}")
         self.vocab = library.model_get_vocab(self.handle)
         self.vocab_size: int = library.vocab_n_tokens(self.vocab)
         self.trained_context: int = library.model_n_ctx_train(self.handle)
 
+    @functools.cached_property
     def end_ids(self) -> tuple[int, ...]:
         """Return every token that ends a generation (end of sequence, end of turn …)."""
         return tuple(i for i in range(self.vocab_size) if self.library.vocab_is_eog(self.vocab, i))

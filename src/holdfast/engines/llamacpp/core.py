@@ -49,7 +49,7 @@ class Core:
         """Longest expected step per phase in seconds: a maximum that decays towards what steps take."""
         on_load("loading weights", 0.1)
         self.model = LlamaModel(library, path)
-        self.end_ids = self.model.end_ids()
+        self.end_ids = self.model.end_ids
         room = -(-config.context_length // _CONTEXT_STEP) * _CONTEXT_STEP
         self.context_length = min(room, self.model.trained_context)
         slots = config.max_num_seqs + config.parked_seqs

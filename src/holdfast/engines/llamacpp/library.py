@@ -43,6 +43,11 @@ _FIXED = {
 _BOOLS = (False, True, True, True, True, False)
 """embeddings, offload_kqv, no_perf, op_offload, swa_full, kv_unified: a block of six bytes whose place moved."""
 _BOOL_OFFSETS = (128, 136, 144)
+_OFFLOAD_KQV, _OP_OFFLOAD, _KV_UNIFIED = 1, 3, 5
+
+_GPU_LAYERS = 16
+"""Offset of n_gpu_layers in llama_model_params."""
+_GPU_LAYERS_DEFAULTS = (-1, 999)
 
 
 class Params(c.Structure):
@@ -76,6 +81,8 @@ class TokenDataArray(c.Structure):
 
 
 _LOG_CALLBACK = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
+_KEPT: list[Any] = []
+"""Callbacks whose pointers the library holds for the life of the process."""
 _P, _I, _B, _S = c.c_void_p, c.c_int32, c.c_bool, c.c_char_p
 
 _SIGNATURES: dict[str, tuple[Any, tuple[Any, ...]]] = {
@@ -152,8 +159,8 @@ class LlamaLibrary:
             setattr(self, name.removeprefix("llama_"), self._bind(name, result, arguments))
         self.version: str = self._call("version").decode()
         self._bools = self._recognise()
-        self._log = _LOG_CALLBACK(self._on_log)  # kept: the library holds the pointer for good
-        self._call("log_set", self._log, None)
+        _KEPT.append(_LOG_CALLBACK(self._on_log))
+        self._call("log_set", _KEPT[-1], None)
         self._call("backend_init")
 
     def __getattr__(self, name: str) -> Any:
@@ -176,7 +183,9 @@ class LlamaLibrary:
     def _recognise(self) -> int:
         """Return the offset of the block of booleans, or refuse the layout."""
         raw = bytes(self._call("context_default_params").raw)
-        wrong = [
+        layers = _read(bytes(self._call("model_default_params").raw), _GPU_LAYERS)
+        wrong = [f"n_gpu_layers is {layers}"] if layers not in _GPU_LAYERS_DEFAULTS else []
+        wrong += [
             f"{name} is {_read(raw, offset)} instead of {expected}"
             for name, (offset, expected) in _FIXED.items()
             if _read(raw, offset) != expected
@@ -190,13 +199,24 @@ class LlamaLibrary:
             )
         return found[0]
 
+    def model_params(self) -> Params:
+        """Return model parameters: the defaults, everything on the CPU."""
+        params: Params = self._call("model_default_params")
+        params.raw[_GPU_LAYERS : _GPU_LAYERS + 4] = [0] * 4
+        return params
+
     def context_params(self, *, unified: bool, **values: int) -> Params:
-        """Return context parameters: the defaults with these fields (names as in ``_FIXED``) replaced."""
+        """Return context parameters: the defaults with these fields (names as in ``_FIXED``) replaced.
+
+        Everything stays on the CPU: exact continuation has been measured there, not on other devices.
+        """
         params: Params = self._call("context_default_params")
         for name, value in values.items():
             offset = _FIXED[name][0]
             params.raw[offset : offset + 4] = list(value.to_bytes(4, "little", signed=True))
-        params.raw[self._bools + 5] = int(unified)
+        params.raw[self._bools + _KV_UNIFIED] = int(unified)
+        params.raw[self._bools + _OFFLOAD_KQV] = 0
+        params.raw[self._bools + _OP_OFFLOAD] = 0
         return params
 
     def _on_log(self, level: int, text: bytes, _user: int | None) -> None:
