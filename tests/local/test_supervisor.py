@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -45,9 +44,7 @@ class Running:
 
     def __init__(self, *specs: ChildSpec):
         self.lines: list[tuple[str, str]] = []
-        self.supervisor = Supervisor(
-            specs, random.Random(0), os.environ, relay=lambda slot, line: self.lines.append((slot, line))
-        )
+        self.supervisor = Supervisor(specs, os.environ, relay=lambda slot, line: self.lines.append((slot, line)))
         self.task: asyncio.Task[int] | None = None
 
     @contextlib.asynccontextmanager
@@ -187,13 +184,13 @@ async def test_endless_lines_are_cut_instead_of_filling_memory() -> None:
 
 
 SUPERVISOR_PROCESS = """
-import asyncio, os, random, sys
+import asyncio, os, sys
 from holdfast.local.child import ChildSpec
 from holdfast.local.supervisor import Supervisor
 argv = (sys.executable, "-S", "-c", sys.argv[1])
 specs = [ChildSpec(f"worker-{i}", argv) for i in range(2)]
 relay = lambda slot, line: print(line, flush=True)
-asyncio.run(Supervisor(specs, random.Random(), os.environ, relay).run())
+asyncio.run(Supervisor(specs, os.environ, relay).run())
 """
 
 

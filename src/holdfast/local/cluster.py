@@ -88,7 +88,7 @@ class LocalCluster:
         self._epoch = draw_epoch(rng)
         self._changed = asyncio.Event()
         self._serving: set[str] = set()
-        self.supervisor = Supervisor(_specs(plan, rng), rng, environ, relay, self._changed.set)
+        self.supervisor = Supervisor(_specs(plan, rng), environ, relay, self._changed.set)
 
     @property
     def base_urls(self) -> list[str]:

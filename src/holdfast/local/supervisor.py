@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import random
+import secrets
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -60,13 +60,13 @@ class Supervisor:
     def __init__(
         self,
         specs: Sequence[ChildSpec],
-        rng: random.Random,
         environ: Mapping[str, str],
         relay: RelayLine,
         on_change: OnChange = lambda: None,
     ):
         self.slots = {spec.slot: Slot(spec) for spec in specs}
-        self._cookie = f"{rng.getrandbits(128):032x}"
+        # never from a seeded source: two supervisors with one cookie would kill each other's children
+        self._cookie = secrets.token_hex(16)
         self._environ = dict(environ)
         self._relay = relay
         self._on_change = on_change
