@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import random
+import shutil
 import signal
 import sys
 import time
@@ -171,3 +172,35 @@ async def test_a_busy_worker_under_load_is_never_ejected(tmp_path):
         await asyncio.sleep(4)
         assert events == []
         assert min(s.next for s in streams) > 20
+
+
+async def test_a_slow_worker_is_not_ejected_and_our_own_pauses_are_blamed_on_nobody(tmp_path):
+    async with pool_over(tmp_path) as pool, worker_process(tmp_path, "a") as slow, worker_process(tmp_path, "b"):
+        await until(lambda: usable(pool) == ["a", "b"])
+        streams = [Stream(pool.worker("a")), Stream(pool.worker("b"))]
+        events = []
+        pool.subscribe(lambda kind, worker: events.append((worker.instance, worker.state)) if kind == "state" else None)
+        slow.send_signal(signal.SIGHUP)
+        await asyncio.sleep(4)
+        for _ in range(2):
+            time.sleep(2.5)  # noqa: ASYNC251  our own loop is to be stuck
+            await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
+        assert events == []
+        assert [s.broken for s in streams] == [None, None]
+
+
+async def test_losing_the_discovery_directory_disturbs_no_stream(tmp_path):
+    root = tmp_path / "kv"
+    async with pool_over(root) as pool, worker_process(root, "a"), worker_process(root, "b"):
+        await until(lambda: usable(pool) == ["a", "b"])
+        stream = Stream(pool.worker("a"))
+        shutil.rmtree(root)
+        await until(lambda: not pool.discovery_reachable)
+        assert usable(pool) == ["a", "b"]
+        before = stream.next
+        await until(lambda: stream.next > before + 10)
+        await until(lambda: pool.discovery_reachable and len(list(root.iterdir())) == 2)
+        await asyncio.sleep(0.5)
+        assert usable(pool) == ["a", "b"]
+        assert stream.broken is None

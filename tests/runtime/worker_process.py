@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import sys
+import time
 
 from holdfast.base.ids import Epoch, InstanceId
 from holdfast.models.card import Artifact, ModelCard
@@ -18,12 +19,13 @@ TTL = 3.0
 
 
 class Counter:
-    """One stream per call; token n is n. SIGUSR1 hangs the engine, SIGUSR2 heals it."""
+    """One stream per call; token n is n. SIGUSR1 hangs the engine, SIGUSR2 heals it, SIGHUP makes the loop slow."""
 
     def __init__(self) -> None:
         self.calls = {}
         self.steps = 0
         self.hung = False
+        self.slow = False
 
     def start(self, call) -> None:
         call.accept()
@@ -66,10 +68,13 @@ async def main(root: str, instance: str) -> None:
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
     loop.add_signal_handler(signal.SIGUSR1, lambda: setattr(engine, "hung", True))
     loop.add_signal_handler(signal.SIGUSR2, lambda: setattr(engine, "hung", False))
+    loop.add_signal_handler(signal.SIGHUP, lambda: setattr(engine, "slow", True))
     await discovery.publish(record)
     print("up", flush=True)
     while not stopping.is_set():
         engine.step()
+        if engine.slow:
+            time.sleep(0.9)  # noqa: ASYNC251  the loop is to be slow
         await asyncio.sleep(0.01)
     server.drain("shutdown", 1000)
     await discovery.close()
