@@ -504,7 +504,7 @@ async def test_messages_flow_on_bulk_with_credit() -> None:
         for number in range(10):
             call.send_data(bytes([number]) * 100_000)
         writable = asyncio.ensure_future(call.writable())
-        await until(lambda: len(sink.messages) == 1)
+        await until(lambda: len(sink.messages) == 4)
         assert not writable.done()
         handle.credit(1000)
         await asyncio.wait_for(writable, 5.0)

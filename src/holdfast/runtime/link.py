@@ -314,9 +314,10 @@ class Link:
             self._pump()
 
     def _fail_uploads(self, error: HoldfastError) -> None:
-        for number in self._uploads.clear():
-            stream = self._uploading.pop(number, None)
-            if stream is not None and self._control is not None:
+        """Bulk is lost: break whatever was not accepted yet, for what was written may not have arrived."""
+        self._uploads.clear()
+        for stream in list(self._uploading.values()):
+            if stream.state == "opening" and self._control is not None:
                 self._control.core.break_stream(stream, error)
 
     # -- keepalive -----------------------------------------------------------------------------------

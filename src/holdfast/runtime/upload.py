@@ -120,13 +120,11 @@ class UploadSender:
                 self._bytes -= len(upload.data)
         return bool(self)
 
-    def clear(self) -> list[int]:
-        """Forget all uploads that are not finished and return their numbers."""
-        numbers = [upload.number for upload in (*self._active, *self._queued)]
+    def clear(self) -> None:
+        """Forget all uploads that are not finished."""
         self._active.clear()
         self._queued.clear()
         self._bytes = 0
-        return numbers
 
 
 class _Incoming:
@@ -254,7 +252,7 @@ class UploadStore:
                 )
 
     def fail(self, error: HoldfastError) -> None:
-        """The bulk connection is lost: whatever is unfinished fails."""
+        """The bulk connection is lost: what has begun and is unfinished fails; the rest may come over the next one."""
         for number, upload in list(self._uploads.items()):
-            if not upload.complete:
+            if upload.received and not upload.complete:
                 self._fail(number, error)

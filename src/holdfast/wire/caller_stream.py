@@ -115,6 +115,8 @@ class CallerStream:
     def collect(self, frame: Data) -> bytes | None:
         """Return the message that this frame completes, or None.
 
+        Credit for a fragment is given back at once, so that the owner's credit counts whole messages.
+
         Raises:
             StreamIncomplete: a message is missing, or one is over `limits.PAYLOAD_BYTES`.
         """
@@ -135,6 +137,7 @@ class CallerStream:
                 actual=self._fragment_bytes,
             )
         if frame.more:
+            self.credit(1)
             return None
         self._messages += 1
         self._fragments = []

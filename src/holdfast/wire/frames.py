@@ -184,7 +184,10 @@ class Items(msgspec.Struct, tag=20, array_like=True, frozen=True):
 
 
 class Data(msgspec.Struct, tag=21, array_like=True, frozen=True):
-    """One message, or a fragment of one, of a stream that carries messages instead of tokens. Costs one credit."""
+    """One message, or a fragment of one, of a stream that carries messages instead of tokens.
+
+    Costs one credit; receivers give it back for a fragment at once, so that credit counts messages.
+    """
 
     stream: int
     index: int
