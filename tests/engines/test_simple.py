@@ -99,7 +99,7 @@ async def test_cancel_reaches_a_generator_where_it_waits():
             yield 5
             await asyncio.sleep(3600)
         finally:
-            assert context.is_stopped
+            assert context.is_stopped()
             cleaned.set()
 
     async with engine_of(generate) as run:
