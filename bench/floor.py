@@ -28,8 +28,7 @@ class Floor(asyncio.Protocol):
         self._left = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop has its own base class
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._live.discard(self)
