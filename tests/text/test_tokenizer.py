@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers import processors
 
-from holdfast.base.errors import ContextLengthExceeded, InternalError, InvalidRequest
+from holdfast.base.errors import ContextLengthExceeded, InternalError, InvalidRequest, PayloadTooLarge
 from holdfast.models.gguf import _PATTERNS, _pre_tokenizer
 from holdfast.text.chunked import PIECE_CHARS, pieces
 from holdfast.text.tokenizer import Tokenizer
@@ -133,6 +133,28 @@ def test_no_bound_where_bytes_may_vanish(fallback_tokenizer: Tokenizer) -> None:
     spec = json.loads(small_json())
     spec["normalizer"] = {"type": "NFC"}
     assert Tokenizer(json.dumps(spec).encode()).at_least_tokens(10**9) == 0
+
+
+def test_bound_with_unicode_normalization_counts_ascii_only() -> None:
+    spec = json.loads(small_json())
+    spec["normalizer"] = {"type": "NFC"}
+    tok = Tokenizer(json.dumps(spec).encode())
+    for text in ("e\u0301" * 500, "\u1100\u1161\u11a8" * 500, "A\u030a B" * 500, "plain ascii " * 500):
+        assert tok.floor_tokens(text, 1) <= len(tok.encode(text))
+    assert tok.floor_tokens("plain ascii " * 500, 1) > 1
+    assert tok.floor_tokens("\u1100\u1161\u11a8" * 500, 1) == 0
+
+
+def test_what_cannot_be_cut_is_bounded(
+    small_tokenizer: Tokenizer, fallback_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("holdfast.text.tokenizer.UNSPLIT_TEXT_CHARS", 100_000)
+    text = "hello world. " * 20_000
+    assert len(small_tokenizer.encode(text)) > 20_000
+    with pytest.raises(PayloadTooLarge, match="100000"):
+        small_tokenizer.encode("x" * 200_000)
+    with pytest.raises(PayloadTooLarge):
+        fallback_tokenizer.encode(text)
 
 
 def test_max_tokens_is_exact_at_the_border(tokenizer: Tokenizer) -> None:

@@ -61,6 +61,10 @@ CALLERS_PER_WORKER = 256
 ARTIFACT_BYTES = 64 * 1024 * 1024
 """Largest tokenizer or template file fetched from a worker."""
 
+UNSPLIT_TEXT_CHARS = 8 * 1024 * 1024
+"""Largest text that is tokenized in one piece (at about 140 bytes of memory per character); larger ones must
+have places where they can be cut, which all but monotonous texts have."""
+
 HTTP_BODY_BYTES = 192 * 1024 * 1024
 """Default largest HTTP request body."""
 

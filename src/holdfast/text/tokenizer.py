@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 from tokenizers import Tokenizer as HfTokenizer
 
-from holdfast.base.errors import ContextLengthExceeded, InternalError, InvalidRequest
+from holdfast.base.errors import ContextLengthExceeded, InternalError, InvalidRequest, PayloadTooLarge
+from holdfast.base.limits import UNSPLIT_TEXT_CHARS
 from holdfast.text.chunked import PIECE_CHARS, pieces
 from holdfast.text.detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
 from holdfast.text.tables import BYTE_OF_CHAR, DetokTables, piece_bytes
@@ -97,7 +98,7 @@ class Tokenizer:
         self._special = {token.content for token in self._hf.get_added_tokens_decoder().values() if token.special}
         self._byte_level = [step.type for step in _flat(spec.decoder)] == ["ByteLevel"]
         self._local = self._byte_level and _is_local(spec)
-        self._keeps_text = self._local and not _flat(spec.normalizer)
+        self._normalizes = bool(_flat(spec.normalizer))
         self._missing = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in self._pieces)
         self._tables: dict[tuple[bool, frozenset[str]], DetokTables] = {}
         self._added_ends: tuple[list[int], list[int]] | None = None
@@ -127,6 +128,7 @@ class Tokenizer:
         Raises:
             InvalidRequest: the text is not valid Unicode (lone surrogates).
             ContextLengthExceeded: more than ``max_tokens``.
+            PayloadTooLarge: more than `base.limits.UNSPLIT_TEXT_CHARS` that cannot be cut into pieces.
         """
         if max_tokens is not None and (bound := self.floor_tokens(text, max_tokens)) > max_tokens:
             raise too_long(bound, max_tokens, exact=False)
@@ -138,6 +140,13 @@ class Tokenizer:
         return ids
 
     def _ids(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        if len(text) > UNSPLIT_TEXT_CHARS:
+            raise PayloadTooLarge(
+                f"The text has {len(text)} characters without a place where it can be cut for this tokenizer; "
+                f"at most {UNSPLIT_TEXT_CHARS} are tokenized in one piece.",
+                limit=UNSPLIT_TEXT_CHARS,
+                actual=len(text),
+            )
         try:
             # The batch call, unlike the single one, releases the interpreter lock; "fast" leaves out offsets.
             ids: list[int] = self._hf.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
@@ -178,20 +187,22 @@ class Tokenizer:
         A byte-level tokenizer with all 256 bytes in its vocabulary and no normalizer loses no byte, and no
         token is longer than `max_token_bytes`. Passing a number of characters gives a bound that holds too.
         """
-        if self._missing or not self._keeps_text:
+        if self._missing or self._normalizes or not self._local:
             return 0
         return -(-text_bytes // self.max_token_bytes)
 
     def floor_tokens(self, text: str, enough: int) -> int:
         """Return how many tokens this text has at the very least; stops counting once that is over ``enough``.
 
-        As `at_least_tokens`, and works for vocabularies that lack some bytes (those vanish from the ids).
+        As `at_least_tokens`, and works for vocabularies that lack some bytes (those vanish from the ids), and for
+        Unicode normalization, which takes away no ASCII character.
         """
-        if not self._keeps_text or len(text) <= enough:
+        if not self._local or len(text) <= enough:
             return 0
         counted = 0
         for start in range(0, len(text), _COUNT_CHARS):
-            data = text[start : start + _COUNT_CHARS].encode(errors="replace")
+            piece = text[start : start + _COUNT_CHARS]
+            data = piece.encode("ascii", "ignore") if self._normalizes else piece.encode(errors="replace")
             counted += len(data) - sum(data.count(byte) for byte in self._missing)
             if counted > enough * self.max_token_bytes:
                 break
