@@ -94,9 +94,12 @@ def describe(parts: Sequence[Section], width: int = 0) -> str:
     """Return the settings of several sections as a text for help pages, in click's unwrapped paragraphs."""
     width = width or min(100, shutil.get_terminal_size().columns)
     paragraphs = [f"\b\nSettings from a file:\n  --config-file PATH  {CONFIG_FILE}"]
+    said: set[tuple[str, str]] = set()
     for part in parts:
+        fields = [field for field in part.fields if (field.flag, field.env) not in said]
+        said.update((field.flag, field.env) for field in fields)
         paragraphs.append(f"\b\n{part.title}:")
-        paragraphs += ["\b\n" + "\n".join(_entry(field, width)) for field in part.fields]
+        paragraphs += ["\b\n" + "\n".join(_entry(field, width)) for field in fields]
     return "\n\n".join(paragraphs)
 
 
