@@ -114,11 +114,28 @@ def test_arguments_arrive_as_objects_and_broken_ones_as_they_are() -> None:
     assert CALL["function"]["arguments"] == '{"a": [1, "é"]}'  # type: ignore[index] # the caller's own is untouched
 
 
+def test_templates_with_other_conventions() -> None:
+    glued = ChatTemplate(
+        "{{ messages[0].tool_calls[0].function.name + '(' + messages[0].tool_calls[0].function.arguments + ')' }}"
+    )
+    assert glued.render([{"role": "assistant", "content": None, "tool_calls": [CALL]}]) == 'f({"a": [1, "é"]})'
+    loops = ChatTemplate(
+        "{% if tools is defined %}{% for t in tools %}{{ t }}{% endfor %}{% endif %}{{ messages[0].content }}"
+    )
+    assert loops.render(USER) == "Hi"
+    both = ChatTemplate("{{ tools + 1 }}")
+    with pytest.raises(InvalidRequest, match="NoneType"):  # the first reason is the one that is told
+        both.render(USER)
+    with pytest.raises(InvalidRequest, match="tool_calls must be a list"):
+        loops.render([{"role": "assistant", "tool_calls": "x"}])
+
+
 def test_continue_final_message() -> None:
     template = ChatTemplate(CHATML)
     messages = [*USER, {"role": "assistant", "content": "The answer is "}]
     got = template.render(messages, add_generation_prompt=False, continue_final_message=True)
     assert got.endswith("<|im_start|>assistant\nThe answer is ")
+    assert messages[-1]["content"] == "The answer is "  # the caller's own is untouched
     with pytest.raises(InvalidRequest, match="exclude each other"):
         template.render(messages, continue_final_message=True)
     with pytest.raises(InvalidRequest, match="exactly once"):

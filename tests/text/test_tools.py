@@ -185,6 +185,7 @@ def test_format_detection() -> None:
     assert detect_format("<|python_tag|>") == "llama3_json"
     assert detect_format("""'{"name": "' + name + '", "parameters": '""") == "llama3_json"
     assert detect_format("<tool_call><function=") is None
+    assert detect_format("<tool_call>name<arg_key>") is None
     assert detect_format("{{ messages }}") is None
 
 

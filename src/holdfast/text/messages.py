@@ -1,6 +1,6 @@
 """Bring chat messages into the shape that chat templates expect.
 
-Must never change what was said: text parts are joined, arguments of tool calls are parsed, nothing else.
+Must never change what was said: text parts are joined, arguments of tool calls may be parsed, nothing else.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def _message(message: Mapping[str, Any], index: int, keep_none: bool) -> dict[st
     if not isinstance(content, str):
         result["content"] = None if content is None and calls and keep_none else _text(content, index)
     if calls:
-        result["tool_calls"] = [_call(call) for call in calls]
+        if not isinstance(calls, list):
+            raise InvalidRequest(f"messages[{index}].tool_calls must be a list.", param=f"messages[{index}].tool_calls")
     elif "tool_calls" in result:
         del result["tool_calls"]
     return result
@@ -73,8 +74,20 @@ def _part(part: Any, index: int, at: int) -> str:
     return text
 
 
+def with_objects(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the messages with the arguments of tool calls as objects, not as the JSON text that the API carries.
+
+    Most templates print arguments as JSON themselves and need the object; a few put the text in as it is.
+    """
+    return [
+        {**message, "tool_calls": [_call(call) for call in message["tool_calls"]]}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
 def _call(call: Any) -> Any:
-    """Templates print arguments as JSON, so they get the object, not the string that the API carries."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("arguments"), str):
         return call

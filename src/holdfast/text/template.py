@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from holdfast.base.errors import InvalidRequest, UnsupportedFeature
-from holdfast.text.messages import normalise
+from holdfast.text.messages import normalise, with_objects
 
 DEFAULT_TEMPLATE = """\
 {%- if tools %}
@@ -149,17 +149,29 @@ class ChatTemplate:
             raise InvalidRequest("messages must not be empty.", param="messages")
         if continue_final_message:
             _mark_final(shaped, add_generation_prompt)
-        rendered = self._run(
-            {
-                **(chat_template_kwargs or {}),
-                **self._tokens,
-                "messages": shaped,
-                "tools": tools or None,
-                "documents": documents or None,
-                "add_generation_prompt": add_generation_prompt,
-            }
-        )
+        variables = {
+            **(chat_template_kwargs or {}),
+            **self._tokens,
+            "messages": shaped,
+            "tools": tools or None,
+            "documents": documents or None,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        rendered = self._first_that_renders(variables)
         return _cut_at_mark(rendered) if continue_final_message else rendered
+
+    def _first_that_renders(self, variables: dict[str, Any]) -> str:
+        """Try the usual conventions, then those of templates that glue arguments in as text or loop over any tools."""
+        shaped = variables["messages"]
+        try:
+            return self._run({**variables, "messages": with_objects(shaped)})
+        except InvalidRequest as error:
+            if not isinstance(error.__cause__, TypeError):
+                raise
+            try:
+                return self._run({name: value for name, value in variables.items() if value is not None})
+            except InvalidRequest:
+                raise error from error.__cause__
 
     def _run(self, variables: dict[str, Any]) -> str:
         if self._broken:
@@ -190,7 +202,7 @@ def _mark_final(messages: list[dict[str, Any]], add_generation_prompt: bool) -> 
             "continue_final_message and add_generation_prompt exclude each other; set one of them to false.",
             param="continue_final_message",
         )
-    messages[-1]["content"] = (messages[-1]["content"] or "") + _MARK
+    messages[-1] = {**messages[-1], "content": (messages[-1]["content"] or "") + _MARK}
 
 
 def _cut_at_mark(rendered: str) -> str:

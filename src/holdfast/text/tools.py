@@ -34,7 +34,7 @@ _MISTRAL_NAME_CHARS = 400
 def detect_format(template_source: str) -> ToolFormat | None:
     """Return the format in which a chat template shows tool calls, or None when it shows none we can parse."""
     if "<tool_call>" in template_source:
-        return None if "<function=" in template_source else "hermes"
+        return None if "<function=" in template_source or "<arg_key>" in template_source else "hermes"
     if "[TOOL_CALLS]" in template_source:
         return "mistral"
     if "<|python_tag|>" in template_source or ('"parameters": ' in template_source and '{"name": ' in template_source):
