@@ -24,7 +24,7 @@ from holdfast.base.errors import (
 )
 from holdfast.runtime.api import Context, DistributedRuntime
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
-from tests.runtime.wiring import until
+from tests.runtime.sockets.wiring import until
 
 PATH = "test.backend.generate"
 EXAMPLES = Path(__file__).parents[2] / "examples"

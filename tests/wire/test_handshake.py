@@ -114,7 +114,9 @@ def test_nothing_is_legal_before_the_welcome() -> None:
     assert caught.value.details["frame"] == "ping"
 
 
-@pytest.mark.parametrize("changes", [{"caller": ""}, {"caller": "x" * 300}, {"channel": "third"}])
+@pytest.mark.parametrize(
+    "changes", [{"caller": ""}, {"caller": "x" * 300}, {"caller": "two\nlines"}, {"channel": "third"}]
+)
 def test_a_hello_that_makes_no_sense_is_refused(changes: dict[str, object]) -> None:
     worker = WorkerConnection("w1", 77, lambda *_: None)
     with pytest.raises(ProtocolViolation):

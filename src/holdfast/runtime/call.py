@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 class Call(WorkerStream):
     """One incoming call. ``stop_reason`` is None until the caller stops, kills or is lost."""
 
-    __slots__ = ("_core", "_on_stop", "_writable", "connection", "endpoint", "headers", "payload", "stream")
+    __slots__ = ("_core", "_on_stop", "_writable", "arriving", "connection", "endpoint", "headers", "payload", "stream")
 
     def __init__(self, frame: Open, connection: ServedConnection):
         super().__init__(frame)
@@ -34,6 +34,8 @@ class Call(WorkerStream):
         self.endpoint = frame.endpoint
         self.headers = frame.headers
         self.payload = frame.payload
+        self.arriving = frame.upload != 0
+        """The payload is not complete yet; the endpoint has not seen the call."""
         self._on_stop: Callable[[str], None] | None = None
         self._writable: asyncio.Future[None] | None = None
 

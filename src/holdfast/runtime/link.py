@@ -80,6 +80,7 @@ class Link:
         self._control: Channel | None = None
         self._bulk: Channel | None = None
         self._bulk_connecting: asyncio.Task[None] | None = None
+        self._bulk_error: HoldfastError | None = None
         self._uploads = UploadSender()
         self._uploading: dict[int, CallerStream] = {}
         self._timeout = 0.0
@@ -206,6 +207,8 @@ class Link:
             self._connect_bulk()
         if self._bulk_connecting is not None:
             await asyncio.shield(self._bulk_connecting)
+        if self._bulk is None and self._bulk_error is not None:
+            raise self._bulk_error
         return self._usable(self._bulk).core.open(endpoint, headers, payload, handler, credit=credit)
 
     def ping(self) -> int:
@@ -305,6 +308,7 @@ class Link:
             self._bulk = await self._connect_channel("bulk")
         except HoldfastError as error:
             log.warning("no bulk connection to worker %s: %s", self.peer, error)
+            self._bulk_error = error
             self._fail_uploads(error)
             return
         finally:

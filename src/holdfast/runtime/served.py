@@ -136,9 +136,8 @@ class ServedConnection(asyncio.Protocol):
             self._opened(cast(Call, event.stream))
 
     def _opened(self, call: Call) -> None:
-        upload = call.opened_by.upload
-        if upload and self.uploads is not None and not call.over:
-            self.uploads.claim(upload, lambda result: self._uploaded(call, result))
+        if call.arriving and self.uploads is not None and not call.over:
+            self.uploads.claim(call.opened_by.upload, lambda result: self._uploaded(call, result))
         else:
             self._deliver(call)
 
@@ -150,6 +149,7 @@ class ServedConnection(asyncio.Protocol):
             self._deliver(call)
 
     def _deliver(self, call: Call) -> None:
+        call.arriving = False
         if call.stop_reason is not None:
             call.refuse(Cancelled("the stream was stopped before its endpoint saw it"))
         if not call.over:
@@ -159,9 +159,8 @@ class ServedConnection(asyncio.Protocol):
     def stopped(self, stream: WorkerStream, reason: str) -> None:
         """The state machine says that nobody wants this stream any more."""
         call = cast(Call, stream)
-        upload = call.opened_by.upload
-        if upload and self.uploads is not None and not call.payload:
-            self.uploads.drop(upload)
+        if call.arriving and self.uploads is not None:
+            self.uploads.drop(call.opened_by.upload)
             call.refuse(Cancelled("the stream was stopped before its request was complete"))
         call.tell_stopped(reason)
 

@@ -234,6 +234,7 @@ class UploadStore:
 
     def drop(self, number: int) -> None:
         """Forget an upload; later pieces of it are dropped."""
+        self._newest = max(self._newest, number)
         upload = self._uploads.pop(number, None)
         if upload is not None:
             self._bytes -= upload.received

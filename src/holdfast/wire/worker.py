@@ -83,6 +83,8 @@ LEGAL: dict[ConnectionState, frozenset[type]] = {
 
 CALLER_CHARS = 256
 """Longest id of a caller."""
+REASON_CHARS = 64
+"""A longer reason for a stop is cut."""
 
 
 class Joined(msgspec.Struct, frozen=True):
@@ -168,7 +170,9 @@ class WorkerConnection(WorkerStreams):
             else:
                 self._check_channel(frame)
                 events.append(frame)
-        if credited and not self.paused:
+        if credited and self.paused:
+            self._owed = True
+        elif credited:
             self._release(list(credited.values()), RELEASE_TOKENS)
         return events
 
@@ -202,8 +206,9 @@ class WorkerConnection(WorkerStreams):
         events.append(Joined(self.hello))
 
     def _check_hello(self, hello: Hello) -> None:
-        if not 0 < len(hello.caller) <= CALLER_CHARS or hello.channel not in ("control", "bulk"):
-            raise self._forbidden(hello, f"which caller id ({len(hello.caller)} characters) or channel is not valid")
+        caller = hello.caller
+        if not (0 < len(caller) <= CALLER_CHARS and caller.isprintable() and hello.channel in ("control", "bulk")):
+            raise self._forbidden(hello, f"which caller id ({len(caller)} characters) or channel is not valid")
         self.version = choose_version(hello)
         check_expectation(hello, self._instance, self._epoch)
         if self._secret and len(hello.nonce) < NONCE_BYTES:
@@ -250,7 +255,7 @@ class WorkerConnection(WorkerStreams):
         if stream is None:
             self._note_early_stop(frame)
             return
-        reason = frame.reason or "cancelled"
+        reason = frame.reason[:REASON_CHARS] or "cancelled"
         self._drop_waiting(stream)
         if isinstance(frame, Kill):
             self._remove(stream)

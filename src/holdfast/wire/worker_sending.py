@@ -72,6 +72,8 @@ class WorkerStreams:
         self._undelivered: dict[int, None] = {}
         self._held_weight = 0
         self._held_bytes = 0
+        self._owed = False
+        """Something may wait that has credit."""
 
     @property
     def streams(self) -> list[WorkerStream]:
@@ -140,8 +142,8 @@ class WorkerStreams:
             self._give_up(stream, _bad_tokens(stream, bad), "bad_tokens")
             return
         self._backlog.setdefault(stream.id, stream)
-        if stream.credit > 0 and not self.paused:
-            self._release_stream(stream, entries, RELEASE_TOKENS)
+        if self.paused or (stream.credit > 0 and self._release_stream(stream, entries, RELEASE_TOKENS) <= 0):
+            self._owed = True
         if stream.waiting:
             self._check_unsent(stream)
         else:
@@ -174,6 +176,7 @@ class WorkerStreams:
                 self.outbox.put(frame)
             else:
                 self._held_bytes += stream.hold_data(frame)
+                self._owed = self._owed or self.paused
         stream.messages += 1
         if stream.waiting:
             self._backlog.setdefault(stream.id, stream)
@@ -208,7 +211,8 @@ class WorkerStreams:
     @property
     def releasable(self) -> bool:
         """Whether something waits that has credit."""
-        return any(stream.credit > 0 for stream in self._backlog.values())
+        self._owed = self._owed and any(stream.credit > 0 for stream in self._backlog.values())
+        return self._owed
 
     def release(self) -> None:
         """Let go up to `RELEASE_TOKENS` waiting tokens that have credit, the longest waiting streams first."""
@@ -222,6 +226,7 @@ class WorkerStreams:
             budget = self._release_stream(stream, entries, budget)
         if entries:
             self._put_entries(entries)
+        self._owed = self._owed or budget <= 0
         for stream in streams:
             if not stream.waiting and not stream.over:
                 self._flows_again(stream)

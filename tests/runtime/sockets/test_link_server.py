@@ -30,7 +30,7 @@ from holdfast.runtime.streams import TokenItem
 from holdfast.runtime.transport import TcpTransport
 from holdfast.wire.codec import encode
 from holdfast.wire.frames import VERSION, Hello, Load, OpenHeaders, Ping, Pong, Progress
-from tests.runtime.wiring import Site, until
+from tests.runtime.sockets.wiring import Site, until
 from tests.wire.pairs import Sink
 
 HEADERS = OpenHeaders(request_id="r")
