@@ -81,6 +81,9 @@ def test_kwargs_and_documents_reach_the_template_but_cannot_replace_messages() -
         USER, documents=["d"], chat_template_kwargs={"enable_thinking": False, "messages": [{"content": "no"}]}
     )
     assert got == "False['d']Hi"
+    hostile = {"tools": 1, "add_generation_prompt": False, "bos_token": "x", "messages": [], "raise_exception": 1}
+    assert ChatTemplate(CHATML).render(USER, chat_template_kwargs=hostile) == ChatTemplate(CHATML).render(USER)
+    assert ChatTemplate("{{ enable_thinking }}").render(USER, enable_thinking=True) == "True"
 
 
 def test_content_parts() -> None:

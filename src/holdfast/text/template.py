@@ -123,12 +123,14 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
+        /,
         *,
         tools: Sequence[Any] | None = None,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         documents: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        **more: Any,
     ) -> str:
         """Return the prompt text.
 
@@ -138,7 +140,8 @@ class ChatTemplate:
             add_generation_prompt: whether the prompt ends with the opening of an assistant message.
             continue_final_message: whether the prompt ends inside the last message, for the model to go on.
             documents: passed to the template.
-            chat_template_kwargs: more variables (``enable_thinking`` …); cannot replace those above.
+            chat_template_kwargs: a client's further variables (``enable_thinking`` …); cannot replace those above.
+            **more: the same, for names that the caller chose itself (a client's might collide with arguments).
 
         Raises:
             InvalidRequest: the messages are malformed, or the template objects to them.
@@ -150,6 +153,7 @@ class ChatTemplate:
         if continue_final_message:
             _mark_final(shaped, add_generation_prompt)
         variables = {
+            **more,
             **(chat_template_kwargs or {}),
             **self._tokens,
             "messages": shaped,
