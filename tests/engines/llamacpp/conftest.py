@@ -14,9 +14,9 @@ async def run():
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def greedy(run):
-    """Undisturbed greedy answers, one after the other: (prompt ids, 40 tokens) per question."""
+    """Undisturbed greedy answers, one after the other: (prompt ids, 30 tokens) per question."""
     answers = []
     for question in QUESTIONS[:4]:
         prompt = run.chat(question)
-        answers.append((prompt, (await run.generate(request(prompt, max_tokens=40)))[0]))
+        answers.append((prompt, (await run.generate(request(prompt, max_tokens=30)))[0]))
     return answers

@@ -21,17 +21,17 @@ SAMPLED = {
     "frequency_penalty": 0.3,
     "logit_bias": {260: 1.5, 30: -2.0},
 }
-CUTS = (1, 9, 26)
+CUTS = (1, 9, 22)
 
 
 async def test_batched_equals_alone(run, greedy):
-    together = await run.generate(*[request(prompt, max_tokens=40) for prompt, _ in greedy])
+    together = await run.generate(*[request(prompt, max_tokens=30) for prompt, _ in greedy])
     assert together == [answer for _, answer in greedy]
 
 
 async def test_greedy_resumes_exactly_from_any_cut_under_concurrency(run, greedy):
     cases = [(prompt, answer, cut) for prompt, answer in greedy for cut in CUTS]
-    rest = await run.generate(*[request(p, max_tokens=40, generated=a[:cut]) for p, a, cut in cases])
+    rest = await run.generate(*[request(p, max_tokens=30, generated=a[:cut]) for p, a, cut in cases])
     assert rest == [answer[cut:] for _, answer, cut in cases]
 
 
@@ -40,10 +40,10 @@ async def test_greedy_resumes_exactly_from_any_cut_under_concurrency(run, greedy
 )
 async def test_seeded_sampling_resumes_exactly_under_concurrency(run, sampling):
     prompts = [run.chat(question) for question in QUESTIONS[:3]]
-    whole = await run.generate(*[request(p, max_tokens=32, seed=2**63 + i, **sampling) for i, p in enumerate(prompts)])
+    whole = await run.generate(*[request(p, max_tokens=28, seed=2**63 + i, **sampling) for i, p in enumerate(prompts)])
     cases = [(i, cut) for i in range(3) for cut in CUTS]
     rest = await run.generate(
-        *[request(prompts[i], max_tokens=32, generated=whole[i][:c], seed=2**63 + i, **sampling) for i, c in cases]
+        *[request(prompts[i], max_tokens=28, generated=whole[i][:c], seed=2**63 + i, **sampling) for i, c in cases]
     )
     assert rest == [whole[i][cut:] for i, cut in cases]
     assert len({tuple(tokens) for tokens in whole}) == 3
@@ -74,10 +74,10 @@ async def test_logprobs_are_sane_and_resume_exactly(run):
 
 
 async def test_prompt_longer_than_a_chunk_does_not_depend_on_what_runs_beside_it(run, greedy):
-    long = run.encode("One ship sails, two ships sail. " * 25)
+    long = run.encode("One ship sails, two ships sail. " * 19)
     assert len(long) > 3 * CHUNK_TOKENS
     alone = await run.one(long, salt="alone")
-    keys = [run.submit(request(prompt, max_tokens=40)) for prompt, _ in greedy]
+    keys = [run.submit(request(prompt, max_tokens=30)) for prompt, _ in greedy]
     await run.until(lambda: all(run.tokens[key] for key in keys))
     beside = run.submit(request(long, salt="beside"))
     texts = await run.finish(beside, *keys)
@@ -86,7 +86,7 @@ async def test_prompt_longer_than_a_chunk_does_not_depend_on_what_runs_beside_it
 
 
 async def test_prefix_reuse_gives_the_same_tokens(run):
-    shared = run.encode("The lighthouse keeper wrote every evening in a book with a blue cover. " * 3)
+    shared = run.encode("The lighthouse keeper wrote every evening in a book with a blue cover. " * 2)
     prompts = [shared + run.encode(tail) for tail in ("He wrote:", "One day", "The book", "Nobody")]
     fresh = [await run.one(prompt, salt=f"own-{i}") for i, prompt in enumerate(prompts)]
     keys = [run.submit(request(prompts[0], salt="shared"))]
@@ -122,7 +122,7 @@ def _child(pipe, prompt, options):
 @pytest.mark.parametrize("sampling", [{}, {**SAMPLED, "seed": 99}], ids=["greedy", "sampled"])
 async def test_a_killed_process_is_continued_to_the_token(run, sampling):
     prompt = run.chat(QUESTIONS[4])
-    options = {"max_tokens": 48, **sampling}
+    options = {"max_tokens": 36, **sampling}
     whole = await run.one(prompt, **options)
     here, there = multiprocessing.get_context("spawn").Pipe()
     child = multiprocessing.get_context("spawn").Process(target=_child, args=(there, prompt, options))

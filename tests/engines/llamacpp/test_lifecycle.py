@@ -66,8 +66,8 @@ async def test_min_tokens_holds_back_the_end_and_counts_over_attempts(run):
 
 async def test_stop_token_ends_and_is_delivered(run, greedy):
     prompt, answer = greedy[1]
-    stop_at = next(i for i in range(5, 40) if answer[i] not in answer[:i])
-    key = run.submit(request(prompt, max_tokens=40, stop={"ignore_eos": True, "stop_token_ids": (answer[stop_at],)}))
+    stop_at = next(i for i in range(5, 30) if answer[i] not in answer[:i])
+    key = run.submit(request(prompt, max_tokens=30, stop={"ignore_eos": True, "stop_token_ids": (answer[stop_at],)}))
     assert await run.finish(key) == [answer[: stop_at + 1]]
     assert run.ends[key].finish == "stop"
 
@@ -118,7 +118,7 @@ async def test_adapters_and_repeated_keys_are_refused(run):
 
 async def test_cancel_while_decoding_stops_within_a_step(run, greedy):
     prompt, answer = greedy[2]
-    other = run.submit(request(prompt, max_tokens=40))
+    other = run.submit(request(prompt, max_tokens=30))
     key = run.submit(request(run.chat(QUESTIONS[5]), max_tokens=400))
     await run.until(lambda: len(run.tokens[key]) >= 3)
     run.engine.cancel(SequenceKey(key))
@@ -161,10 +161,10 @@ async def test_cancel_while_waiting_never_starts(run):
 
 
 async def test_more_sequences_than_places_wait_their_turn(run, greedy):
-    keys = [run.submit(request(prompt, max_tokens=10)) for prompt, _ in greedy * 3]
+    keys = [run.submit(request(prompt, max_tokens=6)) for prompt, _ in greedy * 3]
     assert run.engine.load().waiting >= 6
     texts = await run.finish(*keys)
-    assert texts == [answer[:10] for _, answer in greedy * 3]
+    assert texts == [answer[:6] for _, answer in greedy * 3]
     assert set(list(run.ends)[-12:-6]) == set(keys[:6])
 
 

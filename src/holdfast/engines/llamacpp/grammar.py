@@ -17,6 +17,7 @@ import msgspec
 
 from holdfast.base.errors import InvalidRequest, UnsupportedFeature
 from holdfast.engines.contract import Guided
+from holdfast.engines.llamacpp.ranges import DIGITS, integer_range
 from holdfast.engines.llamacpp.regex import json_chars, literal, regex_to_gbnf, repeat
 
 CONSTRAINT_CHARS = 64 * 1024
@@ -38,7 +39,7 @@ _KEYWORDS = {
     "array": frozenset(("items", "prefixItems", "minItems", "maxItems", "uniqueItems")),
     "string": frozenset(("minLength", "maxLength", "pattern", "format")),
     "number": frozenset(),
-    "integer": frozenset(),
+    "integer": frozenset(("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")),
     "boolean": frozenset(),
     "null": frozenset(),
 }
@@ -219,7 +220,7 @@ class _Converter:
             self.refuse_others(schema, set(), path)
             return self.free(FREE_DEPTH)
         self.refuse_others(schema, {"type", *(k for kind in kinds for k in _KEYWORDS[kind])}, path)
-        build = {"object": self.object, "array": self.array, "string": self.string}
+        build = {"object": self.object, "array": self.array, "string": self.string, "integer": self.integer}
         return self.either(build[kind](schema, path, depth) if kind in build else kind for kind in kinds)
 
     def refuse_others(self, schema: dict[str, Any], allowed: set[str], path: str) -> None:
@@ -230,6 +231,15 @@ class _Converter:
                     param="response_format",
                     keyword=keyword,
                 )
+
+    def integer(self, schema: dict[str, Any], path: str, _depth: int) -> str:
+        low = _limit(schema, "minimum", "exclusiveMinimum", 1, path)
+        high = _limit(schema, "maximum", "exclusiveMaximum", -1, path)
+        if low is None and high is None:
+            return "integer"
+        if low is not None and high is not None and low > high:
+            raise InvalidRequest(f"No integer lies within the bounds that the JSON schema gives at {path}.")
+        return self.rule(integer_range(low, high))
 
     def string(self, schema: dict[str, Any], path: str, _depth: int) -> str:
         low, high = _bounds(schema, "minLength", "maxLength", path)
@@ -338,6 +348,21 @@ def _types(schema: dict[str, Any], path: str) -> tuple[str, ...]:
 
 def _implied(schema: dict[str, Any]) -> tuple[str, ...]:
     return tuple(kind for kind, keywords in _KEYWORDS.items() if keywords & schema.keys())[:1]
+
+
+def _limit(schema: dict[str, Any], name: str, exclusive: str, step: int, path: str) -> int | None:
+    """Return the tighter of an inclusive and an exclusive bound; ``step`` 1: lower bounds, -1: upper bounds."""
+    found = []
+    for key, shift in ((name, 0), (exclusive, step)):
+        value = schema.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise UnsupportedFeature(f"{key!r} at {path} must be a whole number to be supported.", keyword=key)
+        if abs(value) >= 10**DIGITS:
+            raise UnsupportedFeature(f"{key!r} at {path} has more than {DIGITS} digits.", keyword=key)
+        found.append(int(value) + shift)
+    return max(found, key=lambda bound: bound * step) if found else None
 
 
 def _bounds(schema: dict[str, Any], low_name: str, high_name: str, path: str) -> tuple[int, int | None]:
