@@ -9,7 +9,7 @@ import time
 import msgspec
 import pytest
 
-from holdfast.text.detokenizer import TableDetokenizer
+from holdfast.text.detokenizer import TableDetokenizer, WindowDetokenizer
 from holdfast.text.tokenizer import Tokenizer
 
 SNIPPETS = [
@@ -125,3 +125,11 @@ def test_fast_path_costs_a_tenth_of_a_microsecond(tokenizer: Tokenizer) -> None:
         return (time.process_time() - start) / len(ids)
 
     assert min(best() for _ in range(7)) < 0.3e-6  # about 0.05 µs on a quiet machine
+
+
+def test_both_kinds_agree_on_a_byte_level_tokenizer(tokenizer: Tokenizer) -> None:
+    rng = random.Random(11)
+    for _ in range(200):
+        ids = random_ids(tokenizer, list(tokenizer.tables().partial), rng)[:25]  # shorter than its bound
+        window = WindowDetokenizer(tokenizer._decode_all, frozenset(t for t in ids if tokenizer.is_special(t)))
+        assert "".join([window.step(token) for token in ids]) + window.finish() == tokenizer.decode(ids), ids

@@ -8,12 +8,16 @@ import random
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from holdfast.text.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallDelta
 from holdfast.text.pipeline import TextAssembler, joined
 from holdfast.text.reasoning import ReasoningParser
 from holdfast.text.tokenizer import Tokenizer
 from holdfast.text.tools import ToolParser
+
+from .conftest import small
 
 ANSWER = (
     "<think>\nDie Größe 漢字 👩‍👩‍👧‍👦?\n</think>\n\nI'll look.\n"
@@ -160,3 +164,50 @@ def test_unfinished_character_and_held_text_come_at_the_end(small_tokenizer: Tok
 def test_arguments_are_json_in_the_end(tokenizer: Tokenizer) -> None:
     _, _, calls = joined(run(full(tokenizer), tokenizer.encode(ANSWER).tolist()))
     assert [json.loads(call.arguments) for call in calls] == [{"city": "Paris 😀", "days": [1, 2]}, {}]
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_ids_any_stops_any_split(data: st.DataObject) -> None:
+    tok = small()
+    words = [
+        "a",
+        " b",
+        "<think>",
+        "</think>",
+        "\n",
+        "<tool_call>",
+        '{"name": "f", "arguments": {}}',
+        "</tool_call>",
+        "漢",
+        "😀",
+    ]
+    ids = tok.encode("".join(data.draw(st.lists(st.sampled_from(words), max_size=8)))).tolist()
+    ids += data.draw(st.lists(st.integers(0, tok.vocab_size + 1), max_size=6))
+    stops = data.draw(st.lists(st.sampled_from(["b", " b<", "call>", "漢", "}}", "\ufffd"]), max_size=2))
+    minimum = data.draw(st.integers(0, 5))
+
+    def outcome(sizes: random.Random | None) -> tuple[object, str | None, int]:
+        calls = itertools.count()
+        assembler = TextAssembler(
+            tok.detokenizer(),
+            stops=stops,
+            min_tokens=minimum,
+            reasoning=ReasoningParser(),
+            tools=ToolParser("hermes", lambda: f"call{next(calls)}"),
+        )
+        out: list[Delta] = []
+        at = counted = 0
+        while at < len(ids) and assembler.stop is None:
+            size = sizes.randint(1, 5) if sizes else len(ids)
+            out += assembler.push(ids[at : at + size])
+            counted = at + assembler.stop_index + 1
+            at += size
+        stopped = assembler.stop is not None
+        return joined(out + assembler.finish()), assembler.stop, counted if stopped else len(ids)
+
+    want = outcome(None)
+    assert outcome(random.Random(1)) == want
+    assert outcome(random.Random(2)) == want
+    if not stops and want[0][2] == [] and "<think>" not in tok.decode(ids):  # type: ignore[index]
+        assert want[0][0] == tok.decode(ids)  # type: ignore[index]
