@@ -13,32 +13,57 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import httpx
 import openai
 
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.ports import free_port
 from holdfast.runtime.discovery.factory import open_discovery
+from tests.e2e.oracles import Wire
+from tests.e2e.peers import Peer, peer
 
 T = TypeVar("T")
-MOCK = ("--engine", "mock", "--step-ms", "5")
+MOCK = ("--engine", "mock", "--mock-step-ms", "5")
 LLAMA = ("--engine", "llamacpp")
+AT_ONCE = RestartPolicy(first_delay=0.0, next_delay=0.05, factor=1.0, intensity=100_000)
+"""Crashed processes come back without delay, and nobody ever gives up."""
 
 
 class Cluster:
     """A running cluster and the ways to talk to it and to hurt it."""
 
-    def __init__(self, local: LocalCluster):
+    def __init__(self, local: LocalCluster, size: int, log: Path):
         self.local = local
+        self.size = size
+        self.log = log
         self.url = local.base_urls[0]
-        self.client = openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        self.port = local.plan.http_ports[0]
+        self.wire = Wire()
+        self.http = httpx.AsyncClient(transport=self.wire, base_url=self.url, timeout=120)
+        self.client = openai.AsyncOpenAI(
+            base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120, http_client=self.http
+        )
         self.model = ""
 
     async def get(self, path: str) -> dict[str, Any]:
         """GET a JSON document from the frontend."""
         return await asyncio.to_thread(_get, self.url + path)
 
-    def workers(self) -> dict[str, Any]:
+    async def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of a frontend metric over all series that have these labels."""
+        text = (await self.http.get("/metrics")).text
+        wanted = [f'{key}="{value}"' for key, value in labels.items()]
+        lines = [line for line in text.splitlines() if line.partition("{")[0].partition(" ")[0] == name]
+        return sum(float(line.rsplit(" ", 1)[1]) for line in lines if all(w in line for w in wanted))
+
+    # who is there
+
+    async def instances(self) -> dict[str, dict[str, Any]]:
+        """Return the workers as the frontend sees them, by instance id."""
+        return {one["instance_id"]: one for one in (await self.get("/health"))["instances"]}
+
+    def slots(self) -> dict[str, Any]:
         """Slots of the workers by name."""
         return {name: slot for name, slot in self.local.supervisor.slots.items() if name.startswith("worker")}
 
@@ -47,53 +72,95 @@ class Cluster:
         assert slot is not None, f"no slot runs instance {instance}: {self.local.views()}"
         return slot
 
+    def pid(self, slot: str) -> int:
+        pid = self.local.supervisor.slots[slot].pid
+        assert pid is not None, f"{slot} does not run"
+        return pid
+
+    @contextlib.asynccontextmanager
+    async def peer(self, instance: str) -> AsyncIterator[Peer]:
+        """A connection of our own to a worker, for commands and counters."""
+        address = (await self.instances())[instance]["transport"]["tcp"]
+        async with peer(address) as found:
+            yield found
+
+    # hurting
+
     def kill(self, instance: str, number: signal.Signals = signal.SIGKILL) -> str:
         """Send a signal to the process of a worker, by its instance id; returns the slot."""
         slot = self.slot_of(instance)
         self.local.kill(slot, number)
         return slot
 
-    async def until(self, condition: Callable[[], Awaitable[T]], within: float = 30.0) -> T:
+    @contextlib.asynccontextmanager
+    async def frozen(self, instance: str) -> AsyncIterator[int]:
+        """SIGSTOP a worker for the length of the block; yields its pid."""
+        pid = self.pid(self.slot_of(instance))
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield pid
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+    # waiting
+
+    async def until(self, condition: Callable[[], Awaitable[T]], within: float = 30.0, every: float = 0.02) -> T:
         """Wait for a condition with a deadline; returns its first true value."""
         async with asyncio.timeout(within):
             while not (value := await condition()):
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(every)
             return value
 
-    async def usable(self, count: int, within: float = 60.0) -> None:
-        """Wait until the frontend counts so many usable workers."""
+    async def usable(self, count: int | None = None, within: float = 60.0) -> None:
+        """Wait until the frontend is connected to so many healthy workers (None: all), inhibited ones included."""
+        wanted = self.size if count is None else count
 
         async def enough() -> bool:
-            models = (await self.get("/health"))["models"]
-            return bool(models) and max(models.values()) >= count
+            with contextlib.suppress(OSError):
+                return sum(one["state"] == "usable" for one in (await self.instances()).values()) >= wanted
+            return False
 
         await self.until(enough, within)
 
-    async def at_rest(self, within: float = 15.0) -> dict[str, int]:
-        """Wait until all leases of the frontend are back; returns them."""
+    async def leases(self) -> dict[str, int]:
+        """Return what the frontend counts as held at this moment."""
+        return dict((await self.get("/debug/requests"))["leases"])
 
-        async def rest() -> dict[str, int] | None:
-            leases = (await self.get("/debug/requests"))["leases"]
-            return leases if not any(leases.values()) else None
+    async def at_rest(self, within: float = 15.0) -> None:
+        """Wait until all leases of the frontend and all sequences of its workers are back."""
 
-        return await self.until(rest, within)
+        async def rest() -> bool:
+            return not any((await self.leases()).values())
 
-    async def request_on(self, label: str) -> dict[str, Any]:
-        """Return the live request of that client label."""
+        await self.until(rest, within)
+        for instance, seen in (await self.instances()).items():
+            if seen["state"] == "usable":
+                async with self.peer(instance) as worker:
+                    await worker.idle(within)
 
-        async def find() -> dict[str, Any] | None:
-            requests = (await self.get("/debug/requests"))["requests"]
-            return next((r for r in requests if r["label"] == label), None)
+    async def live(self, label: str) -> dict[str, Any] | None:
+        """Return the live request of that client label, if there is one."""
+        requests = (await self.get("/debug/requests"))["requests"]
+        return next((r for r in requests if r["label"] == label), None)
 
-        return await self.until(find, 10)
+    async def stream_in(self, label: str, state: str, within: float = 10.0) -> dict[str, Any]:
+        """Wait until the first stream of a request is in a state; returns the stream."""
+
+        async def reached() -> dict[str, Any] | None:
+            request = await self.live(label)
+            found = request["streams"][0] if request else None
+            return found if found and found["state"] == state else None
+
+        return await self.until(reached, within, every=0.005)
 
 
 def _get(url: str) -> dict[str, Any]:
     try:
         with urllib.request.urlopen(url, timeout=10) as answer:
-            return json.load(answer)
+            return dict(json.load(answer))
     except urllib.error.HTTPError as error:
-        return json.load(error)
+        return dict(json.load(error))
 
 
 @contextlib.asynccontextmanager
@@ -104,7 +171,8 @@ async def cluster(
     workers: int = 2,
     frontend: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
-    restart: RestartPolicy | None = None,
+    restart: RestartPolicy = AT_ONCE,
+    grace: float = 10.0,
 ) -> AsyncIterator[Cluster]:
     """Run frontend and workers on free ports; everything is stopped at the end."""
     store = root / "discovery"
@@ -114,32 +182,25 @@ async def cluster(
         worker_flags=engine,
         frontend_flags=frontend,
         env={"DYN_FILE_KV": str(store), **(env or {})},
-        restart=restart or RestartPolicy(),
-        stop_grace=10.0,
+        restart=restart,
+        stop_grace=grace,
     )
     discovery = open_discovery("file", root=store)
-    log = (root / "cluster.log").open("a")
-    local = LocalCluster(plan, discovery, random.Random(7), dict(os.environ), lambda *line: print(*line, file=log, flush=True))
-    async with local.running():
-        try:
+    path = root / "cluster.log"
+    with path.open("a") as log:
+        relay = _relay_to(log)
+        local = LocalCluster(plan, discovery, random.Random(7), dict(os.environ), relay)
+        async with local.running():
             await local.until_ready(90)
-            found = Cluster(local)
+            found = Cluster(local, workers, path)
             await found.usable(workers)
             found.model = (await found.get("/v1/models"))["data"][0]["id"]
-            async with found.client:
+            async with found.http:
                 yield found
-        finally:
-            log.flush()
 
 
-async def collect(stream: Any) -> tuple[str, list[Any], list[float]]:
-    """Read a chat stream to its end: text, chunks and arrival times of content."""
-    text, chunks, times = [], [], []
-    loop = asyncio.get_running_loop()
-    async for chunk in stream:
-        chunks.append(chunk)
-        for choice in chunk.choices:
-            if choice.delta.content:
-                text.append(choice.delta.content)
-                times.append(loop.time())
-    return "".join(text), chunks, times
+def _relay_to(log: Any) -> Callable[[str, str], None]:
+    def relay(slot: str, line: str) -> None:
+        print(slot, line, file=log, flush=True)
+
+    return relay
