@@ -115,7 +115,7 @@ class Driver:
         generation.note("failed", f"{error.code} at token {generation.count}")
         if not isinstance(error, AcceptOverdue):
             attempt.placed.worker.report_failure(error)
-        self.need.failed(attempt.placed.key, failure, attempt.started_at, now)
+        self.need.failed(attempt.placed.key, failure, now)
         suspicion = self.need.suspicion
         if suspicion.deaths and services.inquest.settle(suspicion):
             services.placement.wake()

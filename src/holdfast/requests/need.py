@@ -35,12 +35,12 @@ class Need:
         self.since: float | None = None
         """When nobody owned it any more and the first search or refusal came; None: it is owned."""
 
-    def failed(self, key: tuple[str, int], failure: Failure, started_at: float, now: float) -> None:
+    def failed(self, key: tuple[str, int], failure: Failure, now: float) -> None:
         """Remember who failed this stream, or did not take it."""
         if not failure.accepted:
             self.refused[key] = (now + ASK_AGAIN, failure.error)
             if self.since is None:
-                self.since = started_at
+                self.since = now
         if failure.accepted or failure.error.fault != "capacity":
             self.avoid.add(key)
 
