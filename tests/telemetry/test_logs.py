@@ -33,7 +33,7 @@ def test_a_readable_line_carries_role_message_and_facts() -> None:
     log.info("moved a request", extra={"request": "abc", "gap_ms": 12.3456, "why": "worker gone"})
     writer.close()
     line = stream.getvalue()
-    assert 'INFO    worker-0 moved a request request=abc gap_ms=12.35 why="worker gone"\n' in line
+    assert 'INFO    worker-0: moved a request request=abc gap_ms=12.35 why="worker gone"\n' in line
 
 
 def test_a_message_cannot_forge_a_second_line() -> None:

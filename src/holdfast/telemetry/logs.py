@@ -60,7 +60,7 @@ class LogConfig(msgspec.Struct, frozen=True):
 
 
 class Readable(logging.Formatter):
-    """``12:00:01.234 INFO  worker-0 message key=value`` with the logger's name for warnings and worse."""
+    """``12:00:01.234 INFO    worker-0: message key=value`` with the logger's name for warnings and worse."""
 
     def __init__(self, role: str, local_time: bool = False):
         super().__init__()
@@ -71,7 +71,7 @@ class Readable(logging.Formatter):
         """Return one line, plus a traceback when the record carries one."""
         facts = "".join(f" {key}={_fact(value)}" for key, value in _facts(record).items())
         where = f" [{record.name}]" if record.levelno >= logging.WARNING else ""
-        role = f" {self._role}" if self._role else ""
+        role = f" {self._role}:" if self._role else ""
         stamp = _when(record, self._local).strftime("%H:%M:%S.%f")[:-3]
         line = f"{stamp} {record.levelname:<7}{role} {_one_line(record.getMessage())}{facts}{where}"
         return line + _trace(self, record, "\n")
