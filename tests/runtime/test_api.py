@@ -314,6 +314,20 @@ async def test_unregistering_takes_no_new_calls() -> None:
         assert len([item async for item in stream]) == 20
 
 
+async def test_cancelling_serve_endpoint_takes_it_out_of_discovery() -> None:
+    async with Fleet() as fleet:
+        runtime = await fleet.serve(Recorder())
+        client = await fleet.client()
+        stream = await client.generate({})
+        fleet.tasks[0].cancel()
+        await until(lambda: not client.instance_ids())
+        await anext(stream)
+        await runtime.shutdown(0.01)
+        with pytest.raises(WorkerDraining):
+            async for _ in stream:
+                pass
+
+
 async def test_mistakes_in_names_are_told() -> None:
     async with Fleet() as fleet:
         for path in ("", "a.b", "a.b.c.d", "a..c"):

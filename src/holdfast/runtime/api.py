@@ -97,7 +97,8 @@ class DistributedRuntime:
             settings=ServerSettings(insecure=insecure),
         )
         self._pool: WorkerPool | None = None
-        self._served: dict[str, tuple[EndpointServer, bool]] = {}
+        self._served: dict[str, EndpointServer] = {}
+        self._ever_served: list[tuple[EndpointServer, bool]] = []
         self._component: tuple[str, str] | None = None
         self._starting = asyncio.Lock()
         self._discovering = False
@@ -138,11 +139,16 @@ class DistributedRuntime:
             await self._discover()
             if not self.server.address:
                 await self.server.start(*self._listen)
-            self._served[endpoint.name] = (server, graceful)
+            self._served[endpoint.name] = server
+            self._ever_served.append((server, graceful))
             self.server.register(endpoint.name, server.serve)
             await self._publish()
         log.info("endpoint %s is served at %s by instance %s", endpoint.path, self.server.address, self.instance)
-        await self._finished.wait()
+        try:
+            await self._finished.wait()
+        finally:
+            if not self._leaving:
+                await self.unserve(endpoint.name)
 
     async def unserve(self, name: str) -> None:
         """Take one endpoint out of discovery and accept nothing for it; its running calls go on."""
@@ -201,7 +207,7 @@ class DistributedRuntime:
             return
         self._leaving = True
         try:
-            if self._served:
+            if self._ever_served:
                 await self._leave(grace)
             await self.server.close()
             if self._pool is not None:
@@ -214,11 +220,11 @@ class DistributedRuntime:
     async def _leave(self, grace: float) -> None:
         await self._bounded(self._discovery.withdraw(self.instance))
         self.server.drain("shutdown", int(grace * 1000))
-        for server, graceful in self._served.values():
+        for server, graceful in self._ever_served:
             if not graceful:
                 await server.cancel()
-        await asyncio.gather(*(server.drained(grace) for server, _ in self._served.values()))
-        for server, _ in self._served.values():
+        await asyncio.gather(*(server.drained(grace) for server, _ in self._ever_served))
+        for server, _ in self._ever_served:
             if server.active:
                 log.warning("shutdown: %d calls of endpoint %s are cut off", server.active, server.name)
             await server.cancel()

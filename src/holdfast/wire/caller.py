@@ -17,6 +17,7 @@ sink raises is contained to its stream. Must never wait, and never log tokens or
 from __future__ import annotations
 
 import logging
+from array import array
 from collections.abc import Callable
 from typing import Literal
 
@@ -34,7 +35,7 @@ from holdfast.base.errors import (
 from holdfast.base.limits import STREAMS_PER_CONNECTION
 from holdfast.wire.caller_stream import ANY_INDEX, NOT_STREAMING, STREAM_LEGAL, CallerStream, StreamSink
 from holdfast.wire.codec import WORKER_FRAMES, name_of
-from holdfast.wire.columns import Logprobs, read_columns, unpack_u32
+from holdfast.wire.columns import Logprobs, read_columns
 from holdfast.wire.errors import unpack_error, unpack_refusal
 from holdfast.wire.frames import (
     VERSION,
@@ -318,7 +319,7 @@ class CallerConnection:
             return
         table = self._streams
         for number, index, token in zip(
-            unpack_u32(frame.streams), unpack_u32(frame.indices), unpack_u32(frame.tokens), strict=True
+            array("I", frame.streams), array("I", frame.indices), array("I", frame.tokens), strict=True
         ):
             stream = table.get(number)
             if stream is not None and stream.expected == index:

@@ -6,7 +6,7 @@ of times, however small the pieces it arrives in. Must never look inside a paylo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from holdfast.base.errors import ProtocolViolation
 from holdfast.base.limits import FRAME_BYTES
@@ -30,12 +30,19 @@ class FrameSplitter:
         """Bytes of the unfinished frame that are held back."""
         return len(self._kept)
 
-    def feed(self, data: bytes) -> Iterator[memoryview]:
-        """Yield the payloads that ``data`` completes, in order; iterate to the end.
+    def feed(self, data: bytes) -> Iterable[memoryview]:
+        """Return the payloads that ``data`` completes, in order; iterate to the end.
 
         Raises:
-            ProtocolViolation: a length of zero or over the limit, after the frames before it were yielded.
+            ProtocolViolation: while iterating: a length of zero or over the limit, after the frames before it.
         """
+        if not self._kept and PREFIX_BYTES < len(data) <= self._limit + PREFIX_BYTES:
+            length = int.from_bytes(data[:PREFIX_BYTES], "little")
+            if length == len(data) - PREFIX_BYTES:
+                return (memoryview(data)[PREFIX_BYTES:],)
+        return self._split(data)
+
+    def _split(self, data: bytes) -> Iterator[memoryview]:
         kept = self._kept
         if kept:
             kept += data
