@@ -73,7 +73,7 @@ async def test_the_innocent_are_not_kept_waiting_longer_than_the_trials_take(bat
     machines(fleet, kills=at_prefill, restart_after=0.3, prefill_batch=batch)
     clients = await crowd(fleet, killer_at=20)
     gaps = [m.gap_seconds for c in clients for m in c.ending.moves if c.ending.state == "done"]
-    assert len(gaps) >= 49
+    assert gaps
     assert max(gaps) < 50 * (STEP + 0.002) + 0.3 + 1.0
 
 
@@ -97,13 +97,16 @@ async def test_a_conviction_frees_the_other_suspects_at_once() -> None:
     """The killer is tried first or early; those behind it do not go through trials of their own."""
     fleet = Fleet(workers=3)
     fleet_machines = machines(fleet, kills=at_prefill, restart_after=None, prefill_batch=1)
-    fleet_machines[1].step = fleet_machines[2].step = 0.2
+    for machine in fleet_machines[1:]:
+        machine.step = 0.2
     clients = await crowd(fleet, streams=60, killer_at=0, length=3)
     assert lost(clients) == [0]
-    dead = [m for m in fleet_machines if m.deaths]
-    assert len(dead) == 2
-    survivors = [s for s in fleet.attempts if s.worker.usable]
-    assert len(survivors) >= 59
+    assert sum(m.deaths for m in fleet_machines) == 2
+    convicted = clients[0].ending.attempts
+    assert convicted == 2
+    moved = [c for c in clients[1:] if c.ending.moves]
+    waits = sorted(m.gap_seconds for c in moved for m in c.ending.moves)
+    assert waits[len(waits) // 2] < 20 * 0.2 * 2
 
 
 @pytest.mark.parametrize("at", [1, 5, 20])
@@ -118,12 +121,24 @@ async def test_a_killer_that_dies_at_a_fixed_token_costs_three_workers_and_one_s
     assert sum(m.deaths for m in fleet_machines) <= 3
 
 
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("workers", [2, 4])
+@pytest.mark.parametrize("tokens", [1, 3, 7])
 @virtual
-async def test_a_killer_that_makes_progress_each_time_is_stopped_by_the_limit(tokens: int) -> None:
-    fleet = Fleet(workers=4)
+async def test_a_killer_that_makes_a_little_progress_each_time_costs_three_workers_and_one_stream(
+    tokens: int, workers: int
+) -> None:
+    fleet = Fleet(workers=workers)
     fleet_machines = machines(fleet, kills=each_time_after(tokens))
     clients = await crowd(fleet, killer_at=30, streams=100)
+    assert lost(clients) == [30]
+    assert sum(m.deaths for m in fleet_machines) <= 3
+
+
+@virtual
+async def test_a_killer_that_makes_much_progress_each_time_is_stopped_by_the_limit() -> None:
+    fleet = Fleet(workers=4)
+    fleet_machines = machines(fleet, kills=each_time_after(25))
+    clients = await crowd(fleet, killer_at=30, streams=100, length=200)
     assert 30 in lost(clients)
     assert sum(m.deaths for m in fleet_machines) <= 4
 

@@ -32,8 +32,8 @@ class Attempt:
     """See the module; created by `Generation`, which reads its fields."""
 
     __slots__ = (
-        "accepted", "accepted_at", "base", "credit_until", "generation", "handle", "number", "on_first", "placed",
-        "result", "sent", "started_at",
+        "accepted", "accepted_at", "base", "credit_until", "generation", "handle", "number", "placed", "proof",
+        "result", "sent", "started_at", "watched",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
@@ -47,8 +47,10 @@ class Attempt:
         self.accepted_at = 0.0
         self.sent = False
         """The worker may have got it."""
-        self.on_first: bool = number > 1
-        """Whether somebody wants to know about the first new token."""
+        self.watched: bool = number > 1
+        """Whether the driver wants to know about new tokens: until there are enough of them."""
+        self.proof = generation.need.suspicion.proof
+        """New tokens that count as progress."""
         self.credit_until = self.base + INITIAL_CREDIT_TOKENS
         self.result: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
         """None: the stream has ended, whichever way; an error: this attempt failed."""
@@ -111,9 +113,8 @@ class Attempt:
             if not tokens:
                 return
             logprobs = logprobs[skip:] if logprobs is not None else None
-        if self.on_first:
-            self.on_first = False
-            generation.driver.moved_on(self)
+        if self.watched:
+            generation.driver.moved_on(self, at + len(tokens) - self.base)
         generation.count = at + len(tokens)
         generation.pending.extend(tokens)
         if logprobs is not None:
@@ -184,5 +185,5 @@ class Attempt:
 
     @property
     def progressed(self) -> bool:
-        """Whether this attempt brought a new token."""
-        return self.generation.count > self.base
+        """Whether this attempt brought enough new tokens."""
+        return self.generation.count - self.base >= self.proof

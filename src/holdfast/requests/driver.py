@@ -125,7 +125,7 @@ class Driver:
             limit=services.settings.migration_limit,
             sequence_length=generation.plan.prompt_length + generation.count,
             max_length=services.settings.migration_max_seq_len,
-            excused=suspicion.excused,
+            excused=min(suspicion.excused, services.settings.migration_limit),
             convicted=suspicion.convicted,
         )
         if verdict.error is not None:
@@ -172,11 +172,20 @@ class Driver:
             accepted=attempt.accepted,
         )
 
-    def moved_on(self, attempt: Attempt) -> None:
-        """The first new token of any attempt but the first."""
+    def moved_on(self, attempt: Attempt, tokens: int) -> None:
+        """New tokens of any attempt but the first, told until there are enough to trust it.
+
+        Args:
+            attempt: the present one.
+            tokens: how many it has brought, these included.
+        """
         generation = self._generation
-        self.need.suspicion.proven()
-        attempt.placed.end_trial()
+        if tokens >= attempt.proof:
+            attempt.watched = False
+            self.need.suspicion.proven()
+            attempt.placed.end_trial()
+        if generation.count > attempt.base:
+            return
         self._judge_join(attempt)
         if not self._stalled_at:
             return

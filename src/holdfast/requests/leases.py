@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-LeaseKind = Literal["request", "stream", "attempt", "waiting", "trial"]
-KINDS: tuple[LeaseKind, ...] = ("request", "stream", "attempt", "waiting", "trial")
+LeaseKind = Literal["request", "stream", "attempt", "waiting", "trial", "probation"]
+KINDS: tuple[LeaseKind, ...] = ("request", "stream", "attempt", "waiting", "trial", "probation")
 
 
 class Lease:

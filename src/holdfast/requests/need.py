@@ -58,19 +58,19 @@ class Need:
 class Placed:
     """A worker for one attempt, with what is counted for it. `release` when the attempt is over."""
 
-    __slots__ = ("_trial", "key", "lease", "worker")
+    __slots__ = ("_watch", "key", "lease", "worker")
 
-    def __init__(self, worker: ServingWorker, lease: Lease, trial: Trial | None):
+    def __init__(self, worker: ServingWorker, lease: Lease, watch: Watch | None):
         self.worker = worker
         self.key = (worker.instance, worker.epoch)
         """The process: the worker's record may have moved on to the next one when this one is talked about."""
         self.lease = lease
-        self._trial = trial
+        self._watch = watch
 
     def end_trial(self) -> None:
-        """The stream got a new token: it did not kill this worker, and the next suspect may be tried."""
-        if self._trial is not None:
-            self._trial.end()
+        """The stream got enough tokens: it did not kill this worker, and the next suspect may be tried there."""
+        if self._watch is not None:
+            self._watch.end()
 
     def release(self) -> None:
         """Give back what was counted."""
@@ -78,8 +78,8 @@ class Placed:
         self.end_trial()
 
 
-class Trial:
-    """The only suspect on a worker. `end` it once, whichever way it went."""
+class Watch:
+    """Somebody on a worker who has lost one before: alone on trial, or merely on probation. `end` it once."""
 
     __slots__ = ("_lease", "_on_end")
 
@@ -88,7 +88,7 @@ class Trial:
         self._on_end: Callable[[], None] | None = on_end
 
     def end(self) -> None:
-        """Let the next suspect be tried; only the first call counts."""
+        """Let a suspect be tried; only the first call counts."""
         on_end, self._on_end = self._on_end, None
         if on_end is not None:
             self._lease.release()

@@ -17,7 +17,7 @@ from itertools import count
 from holdfast.base.errors import CapacityExhausted, HoldfastError, NoWorkers, WorkerSaturated
 from holdfast.requests.fleet import Pool, ServingWorker
 from holdfast.requests.leases import Lease, LeaseBook
-from holdfast.requests.need import Need, Placed, Trial
+from holdfast.requests.need import Need, Placed, Watch
 from holdfast.routing.policy import Policy, Wish
 
 LOOK_AGAIN = 0.25
@@ -81,7 +81,7 @@ class Placement:
         try:
             while True:
                 self._give_up(need, loop.time() - need.since, wait)
-                rank = (-need.suspicion.open_deaths, ticket) if need.suspicion.suspect else None
+                rank = (-need.suspicion.blamed, ticket) if need.suspicion.suspect else None
                 await self._change(loop, rank, min(LOOK_AGAIN, max(0.0, need.since + wait - loop.time())))
                 now = loop.time()
                 placed = self._now(need, now, alone=now < patience)
@@ -104,17 +104,31 @@ class Placement:
         candidates = self._pool.usable(need.model)
         if need.refused and candidates:
             candidates = self._willing(need, candidates, now)
-        suspect = need.suspicion.suspect
+        record = need.suspicion
+        suspect = record.suspect
         if suspect and alone:
-            candidates = [w for w in candidates if not self._leases.held("trial", w.instance)]
-        avoid = (
-            frozenset(w.instance for w in candidates if (w.instance, w.epoch) in need.avoid) if need.avoid else _NOBODY
-        )
+            candidates = [w for w in candidates if self._quiet(w)]
+        avoid = _NOBODY
+        if need.avoid or record.deaths:
+            avoid = frozenset(w.instance for w in candidates if self._bad_for(need, w))
         worker = self._policy.choose(need.model, candidates, Wish(avoid, need.fingerprint))
         if worker is None:
             return None
-        trial = Trial(self._leases.take("trial", worker.instance), self._trial_over) if suspect else None
-        return Placed(worker, self._leases.take("attempt", worker.instance), trial)
+        watch = None
+        if suspect or record.known:
+            watch = Watch(self._leases.take("trial" if suspect else "probation", worker.instance), self._trial_over)
+        return Placed(worker, self._leases.take("attempt", worker.instance), watch)
+
+    def _quiet(self, worker: ServingWorker) -> bool:
+        """Return whether nobody else on that worker has lost one before without having proven its innocence."""
+        held = self._leases.held
+        return not held("trial", worker.instance) and not held("probation", worker.instance)
+
+    def _bad_for(self, need: Need, worker: ServingWorker) -> bool:
+        """Return whether that worker failed this stream, or this stream would blur a trial there."""
+        if (worker.instance, worker.epoch) in need.avoid:
+            return True
+        return bool(need.suspicion.deaths) and self._leases.held("trial", worker.instance) > 0
 
     def _willing(self, need: Need, usable: Sequence[ServingWorker], now: float) -> Sequence[ServingWorker]:
         """Leave out those that did not take the stream lately; a new request that nobody has room for is rejected."""

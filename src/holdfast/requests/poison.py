@@ -14,6 +14,9 @@ from holdfast.base.errors import Disconnected, EngineFailed, HoldfastError, Peer
 
 POISON_DEATHS = 2
 """Workers that may be lost under one stream before it made progress on them."""
+PROOF_TOKENS = 8
+"""New tokens after which a stream that has lost a worker before is trusted with the next one: some kill a few
+tokens after they were continued."""
 
 
 class Death:
@@ -26,7 +29,7 @@ class Death:
         """A convicted stream was on that worker: nobody else is suspected because of it."""
         self.settled = False
         self.suspects: list[Record] = []
-        """Streams without a new token from that worker."""
+        """Streams that had not made progress on that worker."""
 
 
 class Record:
@@ -38,20 +41,31 @@ class Record:
         self.deaths: list[Death] = []
         """All that it was part of."""
         self.unproven: list[Death] = []
-        """Those since its last new token: it may have caused them."""
+        """Those since its last proof: it may have caused them."""
         self.convicted = False
         self._accepted = False
         """The worker had accepted it in one of the unproven ones."""
 
     @property
-    def open_deaths(self) -> int:
-        """How many deaths it may have caused and nobody else is known to have."""
+    def known(self) -> int:
+        """How many deaths it was part of that nobody else is known to have caused."""
+        return sum(not death.explained for death in self.deaths) if self.deaths else 0
+
+    @property
+    def blamed(self) -> int:
+        """How many of them it may have caused."""
         return sum(not death.explained for death in self.unproven) if self.unproven else 0
 
     @property
     def suspect(self) -> bool:
-        """Whether it must be tried alone: one open death will do if its worker had accepted it, else two."""
-        return bool(self.unproven) and self.open_deaths >= (1 if self._accepted else POISON_DEATHS)
+        """Whether it must be tried alone: one death will do if its worker had accepted it, else two."""
+        return bool(self.unproven) and self.blamed >= (1 if self._accepted else POISON_DEATHS)
+
+    @property
+    def proof(self) -> int:
+        """New tokens that prove its innocence: one after a first death at the very beginning, else `PROOF_TOKENS`."""
+        known = self.known
+        return 1 if known == 0 or (known == 1 and self.blamed == 1) else PROOF_TOKENS
 
     @property
     def excused(self) -> int:
@@ -59,7 +73,7 @@ class Record:
         return sum(death.explained for death in self.deaths)
 
     def proven(self) -> None:
-        """A new token came: none of the deaths before was this stream's doing."""
+        """Enough new tokens came: none of the deaths before was this stream's doing."""
         self.unproven.clear()
         self._accepted = False
 
@@ -86,7 +100,7 @@ class Inquest:
         Args:
             worker: instance id and epoch.
             record: of the stream.
-            progressed: whether the worker had brought it a new token.
+            progressed: whether the worker had brought it enough new tokens to prove its innocence.
             accepted: whether the worker had accepted it.
         """
         death = self._deaths.get(worker)
@@ -104,8 +118,8 @@ class Inquest:
         if death.settled:
             return False
         death.settled = True
-        candidates = [r for r in death.suspects if r.open_deaths >= POISON_DEATHS]
-        if len(candidates) != 1:
+        candidates = [r for r in death.suspects if r.known >= POISON_DEATHS]
+        if len(candidates) != 1 or candidates[0].blamed < POISON_DEATHS:
             return False
         killer = candidates[0]
         killer.convicted = True
