@@ -107,3 +107,12 @@ def test_an_unknown_flag_names_the_near_one() -> None:
     done = holdfast("worker", "--enigne", "mock")
     assert done.returncode == 2
     assert "Did you mean --engine?" in done.stderr
+
+
+def test_keys_of_the_file_that_nobody_reads_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "holdfast.toml"
+    file.write_text("worker_count = 3\n[frontend]\nhttp-prot = 1\n[log]\nlog = 'info'\n")
+    done = holdfast("config", "--changed", "--config-file", str(file))
+    assert f"{file}: no setting reads frontend.http-prot; did you mean http_port?" in done.stderr
+    assert f"{file}: no setting reads worker_count" in done.stderr
+    assert "[log]" not in done.stderr

@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(READY_SECONDS):
-        while not condition():  # noqa: ASYNC110  other processes tell no event
+        while not condition():
             await asyncio.sleep(0.02)
 
 

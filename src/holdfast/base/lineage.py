@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 OWNER_PID = "HOLDFAST_OWNER_PID"
 COOKIE = "HOLDFAST_COOKIE"
@@ -22,13 +22,14 @@ SLOT = "HOLDFAST_SLOT"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def die_with_owner(env: Mapping[str, str]) -> None:
+def die_with_owner(env: MutableMapping[str, str]) -> None:
     """Have the kernel send SIGKILL to this process when its owner dies; exit at once if that has happened.
 
-    Does nothing when no owner is named, or when the parent is not the owner any more by design of the
-    platform (other than Linux), where the sentinel does the work.
+    The variable is taken out of ``env``: it speaks to this process, not to those that it may start. Does
+    nothing when no owner is named, and on platforms other than Linux, where the sentinel does the work. The
+    kernel watches the thread that started this process; owners start children from their main thread.
     """
-    owner = env.get(OWNER_PID, "")
+    owner = env.pop(OWNER_PID, "")
     if not owner.isdigit() or not sys.platform.startswith("linux"):
         return
     import ctypes  # noqa: PLC0415  costs milliseconds that processes without an owner should not pay

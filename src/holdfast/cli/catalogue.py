@@ -5,8 +5,11 @@ Must never load an engine, only the modules that hold settings.
 
 from __future__ import annotations
 
+import difflib
 import importlib
+import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 
 import msgspec
 
@@ -53,3 +56,28 @@ def known_variables() -> list[str]:
     """Return every DYN_* name that some setting reads."""
     fields = [field for part in sections() for field in part.fields]
     return sorted({CONFIG_FILE, *(name for field in fields for name in (field.env, *field.aliases))})
+
+
+def unknown_keys(file: Path) -> list[str]:
+    """Return a warning for each key of a settings file that no setting reads; none when it cannot be read."""
+    try:
+        content = tomllib.loads(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return []  # loading a section says what is wrong with it
+    parts = {part.name: {field.name for field in part.fields} for part in sections()}
+    found = []
+    for key, value in content.items():
+        if isinstance(value, dict) and key in parts:
+            found += [_stray(file, f"{key}.{inner}", parts[key]) for inner in value if _snake(inner) not in parts[key]]
+        elif not any(_snake(key) in names for names in parts.values()):
+            found.append(_stray(file, key, {*parts, *(name for names in parts.values() for name in names)}))
+    return found
+
+
+def _stray(file: Path, key: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(_snake(key.rpartition(".")[2]), sorted(known), n=1)
+    return f"{file}: no setting reads {key}" + (f"; did you mean {close[0]}?" if close else ".")
+
+
+def _snake(key: str) -> str:
+    return key.replace("-", "_")

@@ -11,7 +11,7 @@ import typer
 
 from holdfast.base.settings import Loaded, near_misses, unknown_names
 from holdfast.cli.app import parameter, takes_settings
-from holdfast.cli.catalogue import Section, known_variables, sections
+from holdfast.cli.catalogue import Section, known_variables, sections, unknown_keys
 from holdfast.cli.options import Flags, Process
 
 _ALL = Process(tuple(part.name for part in sections()), lambda _: 0)
@@ -31,6 +31,7 @@ def command(flags: Flags, *, as_json: bool, changed: bool) -> int:
     loaded = [(part, flags.load(part.config_type, part.name)) for part in sections()]
     known = known_variables()
     warnings, strange = near_misses(os.environ, known), unknown_names(os.environ, known)
+    warnings += unknown_keys(flags.config_file) if flags.config_file else []
     if as_json:
         rows = [row for part, values in loaded for row in _rows(part, values, changed)]
         print(json.dumps({"settings": rows, "warnings": warnings, "unknown": strange}, indent=2, default=str))

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import msgspec
 
-from holdfast.base.errors import HoldfastError
+from holdfast.base.errors import Conflict, HoldfastError
 from holdfast.base.lineage import SLOT
-from holdfast.base.settings import ConfigT, Field, InvalidSetting, Loaded, fields_of, load, near_misses, unknown_names
-from holdfast.cli.catalogue import CONFIG_FILE, Section, known_variables, section
+from holdfast.base.settings import ConfigT, Field, InvalidSetting, Loaded, fields_of, load, near_misses
+from holdfast.cli.catalogue import CONFIG_FILE, Section, known_variables, section, unknown_keys
 from holdfast.local.backoff import EXIT_CONFIGURATION
 from holdfast.telemetry.logs import LogConfig, setup_logging
 
@@ -34,12 +34,16 @@ class Flags(msgspec.Struct, frozen=True):
     values: dict[str, str] = {}
     file: Path | None = None
 
+    @property
+    def config_file(self) -> Path | None:
+        """The file by flag, or by variable."""
+        by_variable = os.environ.get(CONFIG_FILE)
+        return self.file or (Path(by_variable) if by_variable else None)
+
     def load(self, config_type: type[ConfigT], section: str) -> Loaded[ConfigT]:
         """Load the settings of one section with these flags and the environment. Raises InvalidSetting."""
-        env = os.environ
-        file = self.file or (Path(env[CONFIG_FILE]) if env.get(CONFIG_FILE) else None)
         given = {field.name: self.values.get(field.flag) for field in fields_of(config_type)}
-        return load(config_type, given, env, file, section)
+        return load(config_type, given, os.environ, self.config_file, section)
 
 
 class Process(msgspec.Struct, frozen=True):
@@ -92,7 +96,7 @@ def run_process(process: Process, argv: Sequence[str]) -> int:
 
 def run_guarded(process: Process, flags: Flags) -> int:
     """Run a process command; settings that can never work exit with a code that nobody restarts."""
-    warn_near_misses()
+    warn_near_misses(flags)
     try:
         return process.run(flags)
     except InvalidSetting as error:
@@ -100,17 +104,17 @@ def run_guarded(process: Process, flags: Flags) -> int:
         return EXIT_CONFIGURATION
     except HoldfastError as error:
         print(f"holdfast: {error.message} {error.hint}".rstrip(), file=sys.stderr)
-        return 1
+        # a missing model file stays missing; a taken port may become free
+        return EXIT_CONFIGURATION if error.fault == "caller" and not isinstance(error, Conflict) else 1
 
 
-def warn_near_misses() -> None:
-    """Warn about DYN_* names that look like typing errors."""
-    if not any(name.startswith("DYN_") for name in os.environ):
-        return
-    known = known_variables()
-    if unknown_names(os.environ, known):
-        for warning in near_misses(os.environ, known):
-            print(f"holdfast: warning: {warning}", file=sys.stderr)
+def warn_near_misses(flags: Flags) -> None:
+    """Warn about DYN_* names that look like typing errors, and about keys of the file that no setting reads."""
+    warnings = unknown_keys(flags.config_file) if flags.config_file else []
+    if any(name.startswith("DYN_") for name in os.environ):
+        warnings += near_misses(os.environ, known_variables())
+    for warning in warnings:
+        print(f"holdfast: warning: {warning}", file=sys.stderr)
 
 
 def passed_on(flags: Flags, parts: Sequence[Section], own: frozenset[str]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ import msgspec
 import typer
 
 from holdfast.base.errors import HoldfastError
+from holdfast.base.settings import InvalidSetting
 from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.catalogue import ENGINES, section
 from holdfast.cli.options import Flags, Process, passed_on
@@ -26,11 +27,12 @@ from holdfast.local.demonstration import first_model
 from holdfast.local.ports import claim_port
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.telemetry.logs import LogConfig, setup_logging
+from holdfast.worker.config import WorkerConfig
 
 _WORKER_SECTIONS = ("worker", *ENGINES, "log")
 _FRONTEND_SECTIONS = ("frontend", "log")
-_OWN = frozenset({"http-host", "http-port"})
-"""Frontend settings that the plan decides for each frontend."""
+_OWN = frozenset({"http-host", "http-port", "tcp-rpc-port", "system-port", "instance-id"})
+"""Settings that the plan decides for each process."""
 
 PROCESS = Process(("serve", *_FRONTEND_SECTIONS, *_WORKER_SECTIONS[:-1]), lambda _: 0)
 _JSON = parameter("as_json", Annotated[bool, typer.Option("--json", help="Print one JSON line when ready.")], False)
@@ -67,11 +69,15 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig]:
     frontend = flags.load(FrontendConfig, "frontend").config
     wanted = [frontend.http_port + i if frontend.http_port else 0 for i in range(serve.frontends)]
     fields = [f for name in PROCESS.sections for f in section(name).fields]
+    worker = flags.load(WorkerConfig, "worker").config
+    if "instance-id" in flags.values:
+        raise InvalidSetting("--instance-id names one worker; the workers of a local cluster get ids of their own.")
     secret = {f.env: flags.values[f.flag] for f in fields if f.secret and f.flag in flags.values}
     plan = ClusterPlan(
         http_host=frontend.http_host,
         http_ports=tuple(claim_port(frontend.http_host, port) for port in wanted),
         workers=serve.workers,
+        flags_by_worker=tuple(_fixed_ports(worker, i) for i in range(serve.workers)),
         worker_flags=passed_on(flags, [section(name) for name in _WORKER_SECTIONS], _OWN),
         frontend_flags=passed_on(flags, [section(name) for name in _FRONTEND_SECTIONS], _OWN),
         env=secret,
@@ -80,6 +86,12 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig]:
         stop_grace=serve.stop_grace,
     )
     return plan, serve, frontend
+
+
+def _fixed_ports(worker: WorkerConfig, number: int) -> tuple[str, ...]:
+    """Return the ports of one worker: successive ones where the settings fix the first."""
+    ports = {"tcp-rpc-port": worker.rpc_port, "system-port": worker.system_port}
+    return tuple(f"--{flag}={port + number}" for flag, port in ports.items() if port > 0)
 
 
 async def _serve(cluster: LocalCluster, start_timeout: float, as_json: bool) -> int:

@@ -50,6 +50,8 @@ class ClusterPlan(msgspec.Struct, frozen=True, kw_only=True):
     """One frontend for each."""
     workers: int = 2
     worker_flags: tuple[str, ...] = ()
+    flags_by_worker: tuple[tuple[str, ...], ...] = ()
+    """Further flags of each single worker: what may not be the same for two, such as fixed ports."""
     frontend_flags: tuple[str, ...] = ()
     env: dict[str, str] = {}
     namespace: str = "dynamo"
@@ -231,7 +233,7 @@ def _specs(plan: ClusterPlan, rng: random.Random) -> list[ChildSpec]:
     workers = [
         ChildSpec(
             slot=f"worker-{i}",
-            argv=(*python, "worker", *plan.worker_flags),
+            argv=(*python, "worker", *plan.worker_flags, *(plan.flags_by_worker[i] if plan.flags_by_worker else ())),
             env={**plan.env, "DYN_INSTANCE_ID": draw_instance_id(rng)},
             stage=1,
             restart=plan.restart,
