@@ -41,7 +41,7 @@ def descendants(pid: int) -> list[int]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(DEADLINE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 

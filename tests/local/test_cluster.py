@@ -56,7 +56,7 @@ def alive(pid: int) -> bool:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(READY_SECONDS):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 

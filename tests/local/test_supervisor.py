@@ -26,7 +26,7 @@ def python(code: str) -> tuple[str, ...]:
 
 async def until(condition: Callable[[], object], what: str) -> None:
     async with asyncio.timeout(DEADLINE):
-        while not condition():
+        while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert condition(), what
 
