@@ -112,7 +112,7 @@ class TcpTransport:
             raise CannotConnect(
                 f"no connection to {address} within {timeout:g} s", address=address, threshold=timeout
             ) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise CannotConnect(f"cannot connect to {address}: {error}", address=address) from error
         return protocol
 

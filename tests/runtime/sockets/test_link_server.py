@@ -154,7 +154,7 @@ async def test_twenty_megabytes_go_over_bulk_while_tokens_flow() -> None:
         await until(lambda: len(gaps) == index)
         gaps.sort()
         assert gaps[len(gaps) // 2] < 0.03
-        assert gaps[-1] < 0.25
+        assert gaps[-1] < 1.0
         assert index > 3, "the loop had its turn while the payloads travelled"
 
 
@@ -371,6 +371,13 @@ async def test_nobody_there() -> None:
         link = Link(TcpTransport(), address, caller="t", rng=random.Random(1))
         with pytest.raises(CannotConnect, match=address):
             await link.connect(2.0)
+
+
+@pytest.mark.parametrize("address", ["", "nowhere", "host:port", "127.0.0.1:99999", "a..b:80", ":80"])
+async def test_addresses_that_are_none(address: str) -> None:
+    link = Link(TcpTransport(), address, caller="t", rng=random.Random(1))
+    with pytest.raises(CannotConnect):
+        await link.connect(2.0)
 
 
 async def test_somebody_who_says_nothing() -> None:
