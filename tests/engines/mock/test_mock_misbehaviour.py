@@ -181,6 +181,8 @@ async def test_a_long_prefill_takes_its_time_and_can_be_cancelled():
         assert run.engine.progress().silent_step_seconds == 30
         run.engine.cancel(key)
         assert run.engine.load().kv_used_blocks == 0
+        async with asyncio.timeout(5):
+            await run.finish(run.submit(request(max_tokens=2)))
 
 
 async def test_death_is_reported_once_and_final():

@@ -126,6 +126,7 @@ class MockEngine(Engine):
         sequence = self._scheduler.find(key)
         if sequence is not None:
             self._scheduler.remove(sequence)
+            self._hasten(sequence)
 
     def load(self) -> EngineLoad:
         """Return the present load; see `Engine.load`."""
@@ -223,16 +224,25 @@ class MockEngine(Engine):
         if self.config.step_ms is not None and now - self._tick < duration:
             start = self._tick  # the schedule is absolute: a late tick does not delay the next
         if batch.prefill_tokens:
-            delayed = 0.0
-            for sequence in batch.sequences:
-                delayed, sequence.delay = max(delayed, sequence.delay), 0.0
-            duration += delayed
+            duration += batch.delay
         self._phase = "prefill" if batch.prefill_tokens else "decode"
         self._silent = duration
         self._tick = start + duration
         if duration <= 0:
             self._timer = self._loop.call_soon(self._finish)
         else:
+            self._timer = self._loop.call_at(self._tick, self._finish)
+
+    def _hasten(self, gone: Sequence) -> None:
+        """Let the step under way end without the delay that only a cancelled sequence had asked for."""
+        batch = self._batch
+        if batch is None or self._timer is None or gone not in batch.sequences:
+            return
+        saved = gone.delay - batch.delay
+        if saved > 0:
+            self._timer.cancel()
+            self._tick -= saved
+            self._silent -= saved
             self._timer = self._loop.call_at(self._tick, self._finish)
 
     def _finish(self) -> None:
@@ -262,6 +272,7 @@ class MockEngine(Engine):
         for sequence in batch.sequences:
             if not sequence.live:
                 continue
+            sequence.delay = 0.0
             tokens = sequence.scheduled
             if tokens == 1 and (sequence.computed + 1) % size:
                 sequence.computed += 1

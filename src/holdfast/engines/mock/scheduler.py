@@ -38,6 +38,11 @@ class Batch:
             self.prefill_tokens += tokens
         return tokens
 
+    @property
+    def delay(self) -> float:
+        """Seconds that the step takes longer because those of its sequences that are still wanted asked for it."""
+        return max((sequence.delay for sequence in self.sequences if sequence.live), default=0.0)
+
 
 class Scheduler:
     """The queues of one engine."""
