@@ -68,9 +68,8 @@ class Cluster:
         return {name: slot for name, slot in self.local.supervisor.slots.items() if name.startswith("worker")}
 
     def slot_of(self, instance: str) -> str:
-        slot = self.local.slot_of(instance)
-        assert slot is not None, f"no slot runs instance {instance}: {self.local.views()}"
-        return slot
+        """Return the slot that runs an instance: the supervisor gave it its id, and it keeps it over restarts."""
+        return next(name for name, slot in self.slots().items() if slot.spec.env["DYN_INSTANCE_ID"] == instance)
 
     def pid(self, slot: str) -> int:
         pid = self.local.supervisor.slots[slot].pid
