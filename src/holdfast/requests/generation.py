@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONTEXT_SLACK = 8
+"""Tokens by which an engine's idea of its full context may differ from its card's."""
 GO_ON = -1
 """What `Output.deliver` returns while no stop string has matched."""
 
@@ -158,10 +160,12 @@ class Generation:
     def doubt(self, finish: str) -> HoldfastError | None:
         """Return why an end cannot be the truth, or None. An early end is a broken stream, and migratable.
 
-        A second worker that ends at the same place with ``length`` is believed: it knows its context better.
+        Close to the end of the context a second worker that ends at the same place with ``length`` is believed: how
+        many tokens fit is the engine's to say.
         """
         if finish == "length":
-            if self._full or self._doubted == self.count:
+            left = self.plan.context_length - self.plan.prompt_length - self.count
+            if self._full or (left <= CONTEXT_SLACK and self._doubted == self.count):
                 return None
             self._doubted = self.count
             return StreamIncomplete(

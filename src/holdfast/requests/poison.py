@@ -62,6 +62,14 @@ class Record:
         return bool(self.unproven) and self.blamed >= (1 if self._accepted else POISON_DEATHS)
 
     @property
+    def guilty_if_alone(self) -> bool:
+        """Whether it is to blame when nobody else can be: one death more is needed when no worker ever accepted it.
+
+        A request that meets two dead connections in a row has merely been unlucky.
+        """
+        return self.blamed >= (POISON_DEATHS if self._accepted else POISON_DEATHS + 1)
+
+    @property
     def proof(self) -> int:
         """New tokens that prove its innocence: one after a first death at the very beginning, else `PROOF_TOKENS`."""
         known = self.known
@@ -119,7 +127,7 @@ class Inquest:
             return False
         death.settled = True
         candidates = [r for r in death.suspects if r.known >= POISON_DEATHS]
-        if len(candidates) != 1 or candidates[0].blamed < POISON_DEATHS:
+        if len(candidates) != 1 or not candidates[0].guilty_if_alone:
             return False
         killer = candidates[0]
         killer.convicted = True
