@@ -125,7 +125,10 @@ class StreamedChoice(Choice):
         self._suffix = encoder.content_suffix
         self._fast = self.assembler.fast and answer.prepared.spec.sampling.logprobs is None
         self._fragment = self.assembler.fragment
+        self._table = self.assembler.table
         self._write = answer.reply.write
+        alone = len(answer.prepared.prompts) * answer.prepared.spec.n == 1
+        self._emit = answer.reply.emit if alone else answer.reply.write
 
     def open(self) -> None:
         """Say who speaks, or repeat the prompt."""
@@ -137,9 +140,14 @@ class StreamedChoice(Choice):
     def deliver(self, tokens: list[int], logprobs: Logprobs | None) -> int:
         """See `Output.deliver`; hot path."""
         if self._fast:
-            fragment = self._fragment(tokens)
+            table = self._table
+            fragment = None
+            if table is not None and len(tokens) == 1 and not table.open and tokens[0] < len(table.fragments):
+                fragment = table.fragments[tokens[0]]
+            if fragment is None:
+                fragment = self._fragment(tokens)
             if fragment:
-                self._write(b"%b%b%b" % (self._prefix, fragment, self._suffix))
+                self._emit(b"%b%b%b" % (self._prefix, fragment, self._suffix))
             return GO_ON
         deltas, used = self.push(tokens)
         if logprobs is not None:

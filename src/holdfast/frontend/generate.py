@@ -137,7 +137,7 @@ class GenerateRoute:
             call.send,
             self._services.flusher,
             group.create_task,
-            call.scope.get("holdfast.transport"),
+            call.scope.get("holdfast.wire"),
             stall_timeout=self._config.requests.client_stall_timeout,
         )
 

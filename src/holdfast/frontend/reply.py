@@ -1,9 +1,10 @@
 """The answer to one HTTP request: bytes from the workers' read callbacks to the client, without a task in between.
 
-Uvicorn's own `send` coroutine is driven right from the callback; as long as the client takes what is written it
-finishes at once. When it does not, the response is blocked: one task finishes that write, and everything that
-arrives meanwhile stays with the streams, bounded by their credit. Headers are held until a worker has accepted,
-so that an early error keeps its HTTP status; a silent stream gets comments, which may start the response early.
+Uvicorn's own `send` coroutine is driven right from the callback (middle chunks skip even that); as long as the
+client takes what is written it finishes at once. When it does not, the response is blocked: one task finishes
+that write, and everything that arrives meanwhile stays with the streams, bounded by their credit. Headers are
+held until a worker has accepted, so that an early error keeps its HTTP status; a silent stream gets comments,
+which may start the response early.
 
 Must never know what the bytes mean.
 """
@@ -16,6 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from holdfast.frontend.body import Send
+from holdfast.frontend.http_protocol import ClientWire
 from holdfast.requests.flusher import Flusher
 
 COMMENT = b": keep-alive\n\n"
@@ -32,7 +34,7 @@ class Reply:
     """One HTTP response, streamed or whole. `write` and `finish` may be called from any callback of the loop."""
 
     __slots__ = (
-        "_buffer", "_flusher", "_head", "_loop", "_send", "_spawn", "_stall", "_transport", "_unsent",
+        "_buffer", "_flusher", "_head", "_loop", "_send", "_spawn", "_stall", "_unsent", "_wire",
         "blocked_since", "finished", "idle_ticks", "on_unblocked", "started",
     )  # fmt: skip
 
@@ -41,7 +43,7 @@ class Reply:
         send: Send,
         flusher: Flusher,
         spawn: Callable[[Coroutine[Any, Any, None]], Any],
-        transport: asyncio.WriteTransport | None,
+        wire: ClientWire | None,
         stall_timeout: float,
     ):
         """Create it; nothing is sent before `start`.
@@ -50,13 +52,13 @@ class Reply:
             send: the ASGI callable.
             flusher: where responses with bytes to write wait for the end of the read.
             spawn: runs the write of a blocked client to its end, owned by the request.
-            transport: to see whether a blocked client takes anything.
+            wire: the short way to the client, and what it has taken; None: ASGI only.
             stall_timeout: seconds after which a client that does not even take the end is dropped; 0: never.
         """
         self._send = send
         self._flusher = flusher
         self._spawn = spawn
-        self._transport = transport
+        self._wire = wire
         self._stall = stall_timeout
         self.on_unblocked: Callable[[], None] = _nothing
         """Called when a blocked client has taken everything that was written."""
@@ -85,6 +87,14 @@ class Reply:
             self._flusher.writers.append(self)
         self._buffer.append(data)
 
+    def emit(self, data: bytes) -> None:
+        """Write now, if nothing stands before it: for answers whose streams are flushed once per read anyway."""
+        if self._buffer or self.blocked_since is not None or not self.started or self.finished:
+            self.write(data)
+        else:
+            self.idle_ticks = 0
+            self._middle(data)
+
     def finish(self) -> None:
         """Everything has been written: end the response with the next write."""
         self.finished = True
@@ -107,7 +117,7 @@ class Reply:
         if self.finished:
             self._drive({"type": "http.response.body", "body": data})
         else:
-            self._drive({"type": "http.response.body", "body": data, "more_body": True})
+            self._middle(data)
 
     def comment(self) -> None:
         """Show a sign of life."""
@@ -118,8 +128,8 @@ class Reply:
     def abort(self) -> None:
         """Drop the connection: the client takes nothing, so it cannot be told anything either."""
         self.abandon()
-        if self._transport is not None:
-            self._transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
 
     def abandon(self) -> None:
         """Nobody is there any more: nothing is written from now on."""
@@ -131,15 +141,19 @@ class Reply:
 
         A client that stalls over the last bytes has no stream left that could notice: it is dropped here.
         """
-        if self.blocked_since is None or self._transport is None:
+        if self.blocked_since is None or self._wire is None:
             return
         if self.finished and self._stall and now - self.blocked_since > self._stall:
             self.abort()
             return
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._wire.unsent()
         if unsent != self._unsent:
             self._unsent = unsent
             self.blocked_since = now
+
+    def _middle(self, data: bytes) -> None:
+        if data and (self._wire is None or not self._wire.write(data)):
+            self._drive({"type": "http.response.body", "body": data, "more_body": True})
 
     def _drive(self, message: Any) -> None:
         sending = self._send(message)

@@ -40,18 +40,20 @@ class Detokenizer(abc.ABC):
 class TableDetokenizer(Detokenizer):
     """Detokenizer for byte-level tokenizers: a table lookup unless a character spans tokens."""
 
-    __slots__ = ("_decoder", "_fragments", "_open", "_tables", "_texts")
+    __slots__ = ("_decoder", "_tables", "_texts", "fragments", "open")
 
     def __init__(self, tables: DetokTables):
         self._tables = tables
         self._texts = tables.text
-        self._fragments = tables.fragment
+        self.fragments = tables.fragment
+        """By id: its text as the inside of a JSON string; None where `fragment` has to look closer."""
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._open = False
+        self.open = False
+        """Whether a character is unfinished, so that ``fragments`` does not hold for the next token."""
 
     def step(self, token: int) -> str:
         """See `Detokenizer.step`. Ids without a piece give nothing."""
-        if not self._open:
+        if not self.open:
             try:
                 text = self._texts[token]
             except IndexError:
@@ -65,13 +67,13 @@ class TableDetokenizer(Detokenizer):
         if decoder is None:
             decoder = self._decoder = _utf8("replace")
         text = decoder.decode(self._tables.raw(token))
-        self._open = bool(decoder.getstate()[0])
+        self.open = bool(decoder.getstate()[0])
         return text
 
     def fragment(self, tokens: Sequence[int]) -> bytes:
         """See `Detokenizer.fragment`."""
-        if not self._open:
-            fragments = self._fragments
+        if not self.open:
+            fragments = self.fragments
             try:
                 if len(tokens) == 1:
                     one = fragments[tokens[0]]
@@ -86,9 +88,9 @@ class TableDetokenizer(Detokenizer):
 
     def finish(self) -> str:
         """See `Detokenizer.finish`."""
-        if not self._open or self._decoder is None:
+        if not self.open or self._decoder is None:
             return ""
-        self._open = False
+        self.open = False
         text = self._decoder.decode(b"", True)
         self._decoder = None
         return text

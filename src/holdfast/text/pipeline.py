@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from holdfast.text.deltas import ContentDelta, Delta, ToolCallDelta, append
-from holdfast.text.detokenizer import Detokenizer
+from holdfast.text.detokenizer import Detokenizer, TableDetokenizer
 from holdfast.text.reasoning import ReasoningParser
 from holdfast.text.stops import StopMatcher
 from holdfast.text.tables import json_fragment
@@ -135,6 +135,11 @@ class TextAssembler:
     def fragment(self, ids: Sequence[int], *, terminal: bool = False) -> bytes:
         """Take the next tokens while `fast`; return the content as the inside of a JSON string."""
         return self._detokenizer.fragment(ids[:-1] if terminal and not self._include_stop else ids)
+
+    @property
+    def table(self) -> TableDetokenizer | None:
+        """The detokenizer, if it works by table: callers in a hurry look single tokens up themselves."""
+        return self._detokenizer if isinstance(self._detokenizer, TableDetokenizer) else None
 
     def finish(self) -> list[Delta]:
         """Return what was held back, because no more tokens will come. Call once."""
