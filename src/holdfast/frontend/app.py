@@ -79,6 +79,6 @@ class Frontend:
             for stream in request.streams:
                 stream.finish_with(CapacityExhausted("This frontend is shutting down.", retry_after=1.0))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let helpers go."""
-        self.generate.close()
+        await self.generate.close()

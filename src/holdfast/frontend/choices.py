@@ -22,7 +22,7 @@ from holdfast.openai.responses import Continuity, FinishReason, Migration, ToolC
 from holdfast.requests.generation import GO_ON, Generation
 from holdfast.requests.plan import Ending
 from holdfast.runtime.streams import Logprobs
-from holdfast.text.deltas import ContentDelta, Delta, ReasoningDelta
+from holdfast.text.deltas import ContentDelta, Delta, ReasoningDelta, ToolCallDelta
 from holdfast.text.pipeline import TextAssembler
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ class Choice(abc.ABC):
             stream_arguments=spec.stream,
             reasoning=self.chat and prepared.split_reasoning,
         )
+        self.parallel_calls = spec.tools.parallel
+        self.shows_ends = bool(spec.stop_token_ids) or not spec.skip_special_tokens
+        """Whether a terminating token would show in the text unless it is told apart."""
         self.reasoning_tokens = 0
         """Generated tokens that were reasoning."""
         self.echo = prompt.text if spec.echo else ""
@@ -96,7 +99,11 @@ class Choice(abc.ABC):
     def push(self, tokens: list[int]) -> tuple[list[Delta], int]:
         """Return what the tokens bring, and `GO_ON` or how many of them count because a stop string matched."""
         assembler = self.assembler
-        deltas = assembler.push(tokens)
+        stream = self.stream
+        terminal = stream is not None and bool(tokens) and tokens[-1] in stream.plan.terminal_ids
+        deltas = assembler.push(tokens, terminal=terminal)
+        if not self.parallel_calls:
+            deltas = [d for d in deltas if not isinstance(d, ToolCallDelta) or d.index == 0]
         if deltas and isinstance(deltas[-1], ReasoningDelta):
             self.reasoning_tokens += len(tokens)
         return deltas, GO_ON if assembler.stop is None else assembler.stop_index + 1
@@ -123,7 +130,7 @@ class StreamedChoice(Choice):
         self.encoder = encoder
         self._prefix = encoder.content_prefix
         self._suffix = encoder.content_suffix
-        self._fast = self.assembler.fast and answer.prepared.spec.sampling.logprobs is None
+        self._fast = self.assembler.fast and answer.prepared.spec.sampling.logprobs is None and not self.shows_ends
         self._fragment = self.assembler.fragment
         self._table = self.assembler.table
         self._write = answer.reply.write

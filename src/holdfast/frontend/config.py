@@ -67,4 +67,23 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         Literal["auto", "none"],
         setting("DYN_REASONING_PARSER", "Whether thinking in tags is split off: auto (by template) or none."),
     ] = "auto"
+    freeze_after_secs: Annotated[
+        float,
+        setting("DYN_FREEZE_AFTER_SECS", "A worker that answers no ping for this long loses its streams.", gt=0),
+    ] = 1.5
+    hang_floor_secs: Annotated[
+        float,
+        setting(
+            "DYN_HANG_FLOOR_SECS", "A busy engine may stand still for this long before it counts as hung.", gt=0
+        ),
+    ] = 5.0
+    inhibited_duration_secs: Annotated[
+        float,
+        setting(
+            "DYN_RUNTIME_INHIBITED_DURATION_SECS",
+            "After a failed request a worker gets no new work for this long.",
+            aliases=("DYN_INHIBITED_DURATION_SECS",),
+            ge=0,
+        ),
+    ] = 5.0
     requests: RequestSettings = RequestSettings()

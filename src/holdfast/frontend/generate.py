@@ -71,9 +71,10 @@ class GenerateRoute:
         """POST /v1/completions."""
         await self._serve("completions", _Call(scope, receive, send))
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Let helpers go."""
         self._offload.close()
+        await self._preparer.close()
 
     async def _serve(self, surface: Surface, call: _Call) -> None:
         scope, receive, send = call
@@ -148,8 +149,9 @@ class GenerateRoute:
         steering = headers.steer(spec.steering)
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
         plans: list[Plan] = []
+        param = "messages" if prepared.surface == "chat_completions" else "prompt"
         for prompt in prepared.prompts:
-            budget = token_budget(spec, len(prompt.ids), card.context_length)
+            budget = token_budget(spec, len(prompt.ids), card.context_length, param=param)
             stop = spec.stop_rules(budget)
             terminal = frozenset(stop.stop_token_ids) | (
                 frozenset() if stop.ignore_eos else frozenset(card.eos_token_ids)
@@ -171,6 +173,7 @@ class GenerateRoute:
                         label=headers.label,
                         traceparent=headers.traceparent,
                         priority=steering.priority,
+                        cache_salt=spec.cache_salt,
                         terminal_ids=terminal,
                     )
                 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import msgspec
 
@@ -20,11 +20,15 @@ from holdfast.openai.mapping import GenerationSpec, chat_spec, completion_spec
 from holdfast.openai.parse import parse_chat, parse_completion
 from holdfast.openai.prompt import completion_prompts, raw_prompt, template_messages
 from holdfast.openai.types import ChatCompletionRequest, CompletionRequest
+from holdfast.text.offload import LargeTextPool
 from holdfast.text.tools import ToolFormat
 
 Surface = Literal["chat_completions", "completions"]
 """The reference's names of the two routes in metrics."""
-R = TypeVar("R")
+
+HUGE_TEXT_CHARS = 512 * 1024
+"""Prompts over this are tokenized in a child process: even with the interpreter lock released, two of 20 MB
+beside each other would hold up the event loop."""
 
 
 class Prompt(msgspec.Struct, frozen=True):
@@ -32,6 +36,10 @@ class Prompt(msgspec.Struct, frozen=True):
 
     ids: array[int]
     text: str
+
+
+Source = str | Prompt
+"""A prompt that is still text, or ids already."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -64,6 +72,7 @@ class Preparer:
         self._steering = config.trust_client_priority
         self._tool_parser = config.tool_call_parser
         self._split_reasoning = config.reasoning_parser != "none"
+        self._pool = LargeTextPool()
 
     async def prepare(self, surface: Surface, body: bytes) -> Prepared:
         """Return the prepared request.
@@ -73,14 +82,17 @@ class Preparer:
             NoWorkers, CapacityExhausted: it is not the client's fault.
         """
         large = len(body) > LARGE_BODY_BYTES
-        parse: Callable[[bytes], Any] = parse_chat if surface == "chat_completions" else parse_completion
+        chat = surface == "chat_completions"
+        parse: Callable[[bytes], Any] = parse_chat if chat else parse_completion
         request = await self._offload.run(parse, body) if large else parse(body)
         served = await self._registry.get(request.model)
-        build = self._chat if surface == "chat_completions" else self._completion
+        read = self._chat if chat else self._completion
         if large:
-            spec, prompts = await self._offload.run(build, request, served)
+            spec, sources = await self._offload.run(read, request, served)
+            prompts = [await self._encode_large(served, source, special=not chat) for source in sources]
         else:
-            spec, prompts = build(request, served)
+            spec, sources = read(request, served)
+            prompts = [self._encode(served, source, special=not chat) for source in sources]
         return Prepared(
             surface,
             request.model,
@@ -92,6 +104,10 @@ class Preparer:
             self._new_call_id,
         )
 
+    async def close(self) -> None:
+        """Stop the children that tokenize."""
+        await self._pool.close()
+
     def _tool_format(self, served: ServedModel, spec: GenerationSpec) -> ToolFormat | None:
         if spec.tools.mode == "none" or self._tool_parser == "none":
             return None
@@ -102,34 +118,52 @@ class Preparer:
     def _new_call_id(self) -> str:
         return f"call_{self._rng.getrandbits(96):024x}"
 
-    def _chat(self, request: ChatCompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Prompt]]:
+    def _chat(self, request: ChatCompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Source]]:
         spec = chat_spec(request, served.card, served.defaults, steering=self._steering)
         if spec.prompt_ids:
             return spec, [Prompt(array("I", spec.prompt_ids), "")]
         if spec.raw_prompt:
-            text = raw_prompt(request)
-        else:
-            tools = list(spec.tools.tools) or None
-            text = served.text.template.render(
-                template_messages(request.messages), tools=tools, add_generation_prompt=True, **spec.template_kwargs
-            )
-        return spec, [self._encode(served, text, add_special_tokens=False)]
+            return spec, [raw_prompt(request)]
+        text = served.text.template.render(
+            template_messages(request.messages),
+            tools=list(spec.tools.tools) or None,
+            add_generation_prompt=True,
+            chat_template_kwargs=spec.template_kwargs,
+        )
+        return spec, [text]
 
-    def _completion(self, request: CompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Prompt]]:
+    def _completion(self, request: CompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Source]]:
         spec = completion_spec(request, served.card, served.defaults, steering=self._steering)
         if spec.prompt_ids:
             return spec, [Prompt(array("I", spec.prompt_ids), "")]
-        prompts = []
+        sources: list[Source] = []
         for prompt in completion_prompts(request):
             if isinstance(prompt, str):
-                prompts.append(self._encode(served, prompt, add_special_tokens=True))
+                sources.append(prompt)
             else:
                 text = served.text.tokenizer.decode(prompt, skip_special=False) if spec.echo else ""
-                prompts.append(Prompt(array("I", prompt), text))
-        return spec, prompts
+                sources.append(Prompt(array("I", prompt), text))
+        return spec, sources
 
-    def _encode(self, served: ServedModel, text: str, *, add_special_tokens: bool) -> Prompt:
-        ids = served.text.tokenizer.encode(
-            text, add_special_tokens=add_special_tokens, max_tokens=served.card.context_length
+    def _encode(self, served: ServedModel, source: Source, *, special: bool) -> Prompt:
+        if isinstance(source, Prompt):
+            return source
+        limit = served.card.context_length
+        return Prompt(served.text.tokenizer.encode(source, add_special_tokens=special, max_tokens=limit), source)
+
+    async def _encode_large(self, served: ServedModel, source: Source, *, special: bool) -> Prompt:
+        if isinstance(source, Prompt):
+            return source
+        if len(source) < HUGE_TEXT_CHARS:
+            return await self._offload.run(self._encode, served, source, special=special)
+        artifact = served.card.tokenizer
+        packed = await self._pool.encode(
+            artifact.sha256,
+            lambda: self._registry.file(artifact),
+            source,
+            add_special_tokens=special,
+            max_tokens=served.card.context_length,
         )
-        return Prompt(ids, text)
+        ids = array("I")
+        ids.frombytes(packed)
+        return Prompt(ids, source)

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import random
-import secrets
 import signal
 
 import uvloop
@@ -25,8 +24,11 @@ from holdfast.frontend.server import Server, listen, make_server
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.service import Services
+from holdfast.runtime.detector import DetectorSettings
 from holdfast.runtime.discovery.factory import open_discovery
-from holdfast.runtime.pool import WorkerPool
+from holdfast.runtime.inhibition import InhibitionSettings
+from holdfast.runtime.pool import PoolSettings, WorkerPool
+from holdfast.runtime.progress import HangSettings
 from holdfast.runtime.transport import TcpTransport
 
 log = logging.getLogger(__name__)
@@ -47,7 +49,7 @@ async def serve(config: FrontendConfig) -> int:
     Raises:
         Conflict: the HTTP port is taken.
     """
-    rng = random.Random(secrets.randbits(128))
+    rng = random.SystemRandom()
     sock = listen(config.http_host, config.http_port)
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
@@ -59,6 +61,12 @@ async def serve(config: FrontendConfig) -> int:
         namespace=config.namespace,
         rng=rng,
         secret=config.secret.encode(),
+        settings=PoolSettings(
+            detector=DetectorSettings(
+                freeze_after=config.freeze_after_secs, hang=HangSettings(floor=config.hang_floor_secs)
+            ),
+            inhibition=InhibitionSettings(duration=config.inhibited_duration_secs),
+        ),
         on_read_done=flusher.flush,
     )
     metrics = FrontendMetrics()
@@ -80,7 +88,7 @@ async def serve(config: FrontendConfig) -> int:
             stopping.cancel()
     finally:
         services.close()
-        frontend.close()
+        await frontend.close()
         with contextlib.suppress(HoldfastError):
             await pool.close()
         await discovery.close()

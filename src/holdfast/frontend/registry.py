@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from holdfast.base.errors import HoldfastError, ModelNotFound, NoWorkers, TransportFault
@@ -137,6 +138,17 @@ class ModelRegistry:
         """Return the loaded models by name, aliases included."""
         return self._served
 
+    def file(self, artifact: Artifact) -> bytes:
+        """Return a file of a served model.
+
+        Raises:
+            NoWorkers: it has left the cache.
+        """
+        data = self._store.get(artifact)
+        if data is None:
+            raise NoWorkers("The model's files have left the cache.", retry_after=1.0)
+        return data
+
     def _missing(self) -> list[str]:
         return [name for name in self._pool.models() if name not in self._served]
 
@@ -167,7 +179,7 @@ class ModelRegistry:
 
     def _read(self, card: ModelCard) -> TextModel:
         like = next((m.text for m in self._served.values() if m.card.tokenizer == card.tokenizer), None)
-        text = load_text(card, self._store, like=like)
+        text = load_text(card, self._store, like=like, now=lambda: datetime.now().astimezone())
         if text is None:
             raise NoWorkers("its files vanished from the cache; they are fetched again")
         text.warm()

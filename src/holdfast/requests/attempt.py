@@ -79,6 +79,7 @@ class Attempt:
             choice=plan.choice,
             attempt=self.number,
             priority=plan.priority,
+            cache_salt=plan.cache_salt,
             extra=dict(plan.extra),
         )
         self.sent = True

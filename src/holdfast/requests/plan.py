@@ -46,6 +46,8 @@ class Plan(msgspec.Struct, frozen=True):
     label: str = ""
     traceparent: str = ""
     priority: int = 0
+    cache_salt: str | None = None
+    """Keeps prefix caches of different owners apart."""
     terminal_ids: frozenset[int] = frozenset()
     """End-of-sequence and stop token ids that end this stream."""
     extra: dict[str, object] = {}
