@@ -15,6 +15,7 @@ from holdfast.base.settings import Field, expectation, render
 from holdfast.cli.catalogue import CONFIG_FILE, sections
 from holdfast.cli.main import COMMANDS
 from holdfast.requests import states
+from holdfast.runtime.member import TRANSITIONS
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by `make docs`; change the code, not this page. -->\n"
@@ -89,9 +90,18 @@ def _tree(error: type[HoldfastError], depth: int = 0) -> list[tuple[int, type[Ho
 def states_page() -> str:
     """Return the state diagrams."""
     return (
-        f"# State machines\n\n{NOTE}\n## A stream\n\n{(states.__doc__ or '').splitlines()[0]}\n\n"
-        f"```mermaid\n{states.diagram()}\n```\n"
+        f"# State machines\n\n{NOTE}\n## A stream\n\nFrom the table in `requests/states.py`. `placing` is the first search "
+        "for a worker, `migrating` every later one; `rejected` is the answer to a stream that no worker ever accepted.\n\n"
+        f"```mermaid\n{states.diagram()}\n```\n\n"
+        "## A worker as a frontend sees it\n\nFrom the table in `runtime/member.py`; an arrow's label is what was seen on "
+        f"the data path.\n\n```mermaid\n{_worker_diagram()}\n```\n"
     )
+
+
+def _worker_diagram() -> str:
+    lines = ["stateDiagram-v2", "    [*] --> unknown"]
+    lines += [f"    {state} --> {following}: {trigger}" for (state, trigger), following in TRANSITIONS.items()]
+    return "\n".join(lines)
 
 
 PAGES = {"settings.md": settings_page, "cli.md": cli_page, "errors.md": errors_page, "states.md": states_page}

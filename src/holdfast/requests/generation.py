@@ -56,7 +56,7 @@ class Generation:
 
     __slots__ = (
         "_doubted", "_end", "_observer", "_output", "attempt", "count", "delivered", "dirty", "driver", "ended",
-        "expires", "flusher", "generated", "pending", "pending_logprobs", "plan", "seen", "seen_at", "started_at",
+        "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan", "seen", "seen_at", "started_at",
         "state", "timeline", "worker",
     )  # fmt: skip
 
@@ -65,6 +65,7 @@ class Generation:
         self._output = output
         self._observer = services.observer
         self.flusher = services.flusher
+        self.longest = plan.stop.max_tokens
         self.state: State = "received"
         self.started_at = asyncio.get_running_loop().time()
         self.expires = self.started_at + plan.deadlines.total if plan.deadlines.total else 0.0
@@ -110,30 +111,30 @@ class Generation:
             logprobs = None
             if self.pending_logprobs:
                 logprobs, self.pending_logprobs = self.pending_logprobs, []
-            if self.count > self.plan.stop.max_tokens:
+            if self.count > self.longest:
                 tokens, logprobs = self._cut(tokens, logprobs)
             if self.state == "accepted":
                 self.enter("streaming")
-            self.generated.extend(tokens)
-            self.delivered += len(tokens)
+            delivered = self.delivered = self.delivered + len(tokens)
             try:
+                self.generated.fromlist(tokens)
                 used = self._output.deliver(tokens, logprobs)
             except Exception as error:
                 self._fault("take tokens", error)
                 return
             if used >= 0:
-                self.delivered += used - len(tokens)
+                self.delivered = delivered + used - len(tokens)
                 self._finish("stop")
                 return
             attempt = self.attempt
-            if attempt is not None and attempt.credit_until - self.delivered < LOW_CREDIT:
-                attempt.grant_credit(self.delivered)
+            if attempt is not None and attempt.credit_until - delivered < LOW_CREDIT:
+                attempt.grant_credit(delivered)
         if self._end is not None:
             self._finish(self._end[0])
 
     def _cut(self, tokens: list[int], logprobs: Logprobs | None) -> tuple[list[int], Logprobs | None]:
         """Drop what a worker sent over the limit."""
-        self.count = self.plan.stop.max_tokens
+        self.count = self.longest
         room = self.count - self.delivered
         return tokens[:room], logprobs[:room] if logprobs is not None else None
 
