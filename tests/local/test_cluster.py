@@ -64,15 +64,15 @@ async def test_a_killed_workers_stream_goes_on_and_its_slot_comes_back(tmp_path:
     async with started(plan(tmp_path, "--mock-step-ms", "5")) as cluster:
         before = {view.slot: view for view in cluster.views()}
         question = Question("Count the boats.", max_tokens=120, model="mock")
-        demonstration = Demonstration(cluster, question, random.Random(3))
-        expected = await demonstration.undisturbed()
-        assert len(expected.pieces) > 50
+        pieces: list[str] = []
         kills: list[tuple[str, int]] = []
-        outcome = await demonstration.disturbed(expected, lambda _: None, lambda slot, pid: kills.append((slot, pid)))
+        demonstration = Demonstration(cluster, random.Random(3))
+        outcome = await demonstration.round(question, pieces.append, lambda slot, pid: kills.append((slot, pid)))
+        assert len(pieces) == outcome.pieces > 50
+        assert outcome.completion_tokens == 120
         assert kills == [(outcome.killed, before[outcome.killed].pid)]
         assert outcome.equal, (outcome.sha256, outcome.expected_sha256)
         assert outcome.usage_equal
-        await demonstration.recovered()
         after = {view.slot: view for view in cluster.views()}
         assert after[outcome.killed].restarts == 1
         assert after[outcome.killed].pid != before[outcome.killed].pid

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import os
 import random
@@ -27,7 +26,7 @@ from holdfast.cli.show import Relay, StartProgress, paint, table
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.config import ServeConfig
-from holdfast.local.demonstration import Demonstration, Question, Round, Transcript, first_model
+from holdfast.local.demonstration import Demonstration, Question, Round, first_model
 from holdfast.local.ports import free_port
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.telemetry.logs import LineWriter, LogConfig, setup_logging
@@ -49,6 +48,7 @@ class Report(msgspec.Struct):
     engine: str
     model: str
     seed: int
+    temperature: float
     start_seconds: float
     rounds: list[Round]
     exact: int = 0
@@ -73,9 +73,9 @@ def _option(name: str, kind: type, default: Any, text: str) -> Any:
 def command(flags: Flags, **own: Any) -> int:
     """Kill a worker in mid-sentence and watch the sentence go on, token for token.
 
-    Starts a frontend and two workers of their own, streams an answer undisturbed, then again while the worker
-    that serves it is killed with SIGKILL at a random moment. Shows the gap in milliseconds and whether the text
-    equals the undisturbed run. Exits with 1 if it does not.
+    Starts a frontend and two workers of their own, streams an answer and kills the worker that serves it with
+    SIGKILL at a random moment. Shows the gap in milliseconds, asks the same question again undisturbed, and says
+    whether the texts are equal. Exits with 1 if they are not.
     """
     seed = own["seed"] or secrets.randbelow(2**31 - 1) + 1
     kept: deque[str] = deque(maxlen=KEPT_LINES)
@@ -120,25 +120,24 @@ def _plan(flags: Flags, directory: str, rounds: int) -> ClusterPlan:
 async def _demonstrate(cluster: LocalCluster, flags: Flags, own: dict[str, Any], seed: int) -> Report:
     _stop_on_sigterm()
     begin = time.monotonic()
-    loud = not own["json"]
     engine = flags.load(WorkerConfig, "worker").config.engine
     async with cluster.running():
         with StartProgress() as progress:
             await cluster.until_ready(180.0, progress)
         started = time.monotonic() - begin
         model = await first_model(cluster.base_urls[0])
-        question = Question(own["prompt"], own["max_tokens"], own["temperature"], seed, model)
-        demonstration = Demonstration(cluster, question, random.Random(seed))
-        expected = await _undisturbed(demonstration, loud)
-        rounds = []
+        report = Report(engine, model, seed, own["temperature"], started, [])
+        demonstration = Demonstration(cluster, random.Random(seed))
         for number in range(own["rounds"]):
-            rounds.append(await _disturbed(demonstration, expected, loud and own["rounds"] == 1))
-            if own["rounds"] > 1:
-                _progress_line(number + 1, own["rounds"], rounds[-1])
-                await demonstration.recovered()
-    report = _summary(Report(engine, model, seed, started, rounds))
-    if loud:
-        _print_report(report, expected)
+            question = Question(own["prompt"], own["max_tokens"], own["temperature"], seed + number, model)
+            if own["rounds"] == 1 and not own["json"]:
+                report.rounds.append(await _shown(demonstration, question))
+            else:
+                report.rounds.append(await demonstration.round(question))
+                _progress_line(number + 1, own["rounds"], report.rounds[-1])
+    _summarise(report)
+    if not own["json"]:
+        _print_report(report)
     return report
 
 
@@ -149,45 +148,33 @@ def _stop_on_sigterm() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
-async def _undisturbed(demonstration: Demonstration, loud: bool) -> Transcript:
-    with _waiting("undisturbed run …") if loud else contextlib.nullcontext():
-        expected = await demonstration.undisturbed()
-    if loud:
-        seconds = expected.pieces[-1].at - expected.pieces[0].at if expected.pieces else 0.0
-        print(f"Undisturbed run: {len(expected.pieces)} pieces of text in {seconds:.1f} s.", flush=True)
-    return expected
-
-
-async def _disturbed(demonstration: Demonstration, expected: Transcript, show: bool) -> Round:
+async def _shown(demonstration: Demonstration, question: Question) -> Round:
+    """Run one round and write the answer to the terminal as it comes."""
     colour = "bold"
 
     def on_piece(text: str) -> None:
-        if show:
-            sys.stdout.write(paint(text, colour))
-            sys.stdout.flush()
+        sys.stdout.write(paint(text, colour))
+        sys.stdout.flush()
 
     def on_kill(slot: str, pid: int) -> None:
         nonlocal colour
         colour = "green"
-        if show:
-            sys.stdout.write(paint(f" ⟨kill -9 {slot}, pid {pid}⟩", "red"))
-            sys.stdout.flush()
+        sys.stdout.write(paint(f" ⟨kill -9 {slot}, pid {pid}⟩", "red"))
+        sys.stdout.flush()
 
-    if show:
-        print("The same question again; its worker will be killed:\n", flush=True)
-    result = await demonstration.disturbed(expected, on_piece, on_kill)
-    if show:
-        print("\n")
-    return result
+    def on_answered() -> None:
+        print(f"\n\n{paint('(the same question again, undisturbed, to compare)', 'dim')}\n", flush=True)
+
+    print(f"\n{paint(question.prompt, 'cyan')}\n", flush=True)
+    return await demonstration.round(question, on_piece, on_kill, on_answered)
 
 
-def _summary(report: Report) -> Report:
+def _summarise(report: Report) -> None:
     gaps = sorted(one.gap_ms for one in report.rounds)
     report.exact = sum(one.equal and one.usage_equal for one in report.rounds)
     report.gap_ms_median = statistics.median(gaps)
     report.gap_ms_p99 = gaps[math.ceil(0.99 * len(gaps)) - 1]
     report.gap_ms_max = gaps[-1]
-    return report
 
 
 def _progress_line(number: int, total: int, one: Round) -> None:
@@ -200,39 +187,30 @@ def _progress_line(number: int, total: int, one: Round) -> None:
     )
 
 
-def _print_report(report: Report, expected: Transcript) -> None:
+def _print_report(report: Report) -> None:
     one = report.rounds[-1]
-    counts = f"{expected.usage.get('prompt_tokens')} prompt tokens, {expected.usage.get('completion_tokens')} generated"
-    same_text = all(one.equal for one in report.rounds)
-    same_usage = all(one.usage_equal for one in report.rounds)
-    rows = [
-        ("engine", f"{report.engine}, model {report.model}, ready after {report.start_seconds:.1f} s"),
-        ("text", f"{_verdict(same_text)}, sha256 {one.expected_sha256[:16]}…"),
-        ("usage", f"{_verdict(same_usage)}: {counts}"),
-    ]
+    same_text = all(each.equal for each in report.rounds)
+    same_usage = all(each.usage_equal for each in report.rounds)
+    sampling = f"temperature {report.temperature:g}, seeded" if report.temperature else "greedy"
+    rows = [("engine", f"{report.engine}, model {report.model}, {sampling}; ready after {report.start_seconds:.1f} s")]
     if len(report.rounds) == 1:
-        rows[1:1] = [
+        rows += [
             ("killed", f"{one.killed} (pid {one.killed_pid}), SIGKILL after {one.after_pieces} of {one.pieces} pieces"),
             ("gap", f"{one.gap_ms:.0f} ms; usually {one.usual_gap_ms:.0f} ms between two pieces"),
+            ("text", f"{_verdict(same_text)}, sha256 {one.sha256[:16]}…"),
+            ("usage", f"{_verdict(same_usage)}: {one.prompt_tokens} + {one.completion_tokens} tokens"),
         ]
     else:
         gaps = f"median {report.gap_ms_median:.0f} ms, p99 {report.gap_ms_p99:.0f} ms, max {report.gap_ms_max:.0f} ms"
-        rows[1:1] = [("kills", f"{len(report.rounds)}, exact {report.exact}"), ("gap", gaps)]
+        rows += [
+            ("kills", f"{len(report.rounds)}, exact {report.exact}"),
+            ("gap", gaps),
+            ("texts", _verdict(same_text)),
+            ("usage", _verdict(same_usage)),
+        ]
     rows.append(("seed", f"{report.seed} (repeat with --seed)"))
     print(table(rows), flush=True)
 
 
 def _verdict(same: bool) -> str:
     return paint("equal to the undisturbed run", "green") if same else paint("DIFFERENT", "red")
-
-
-@contextlib.contextmanager
-def _waiting(text: str) -> Any:
-    """Show a spinner on a terminal."""
-    if not sys.stderr.isatty():
-        yield
-        return
-    from rich.console import Console  # noqa: PLC0415  only where a person looks
-
-    with Console(file=sys.stderr).status(text):
-        yield

@@ -1,4 +1,4 @@
-"""The kill-a-worker demonstration: one answer undisturbed, the same answer with its worker killed, compared.
+"""The kill-a-worker demonstration: an answer whose worker is killed, the same answer undisturbed, compared.
 
 Drives a `LocalCluster` over HTTP like any client. The worker that serves is the one that the stream itself
 names; it gets SIGKILL after a random number of tokens.
@@ -26,6 +26,7 @@ REQUEST_SECONDS = 120.0
 RECOVERY_SECONDS = 60.0
 _EARLIEST, _LATEST = 0.15, 0.85
 """The kill comes at a random moment between these shares of the answer."""
+_TRIES = 3
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -71,10 +72,16 @@ class Round(msgspec.Struct, frozen=True):
     """Of the disturbed answer."""
     expected_sha256: str
     attempts: int
+    prompt_tokens: int
+    completion_tokens: int
 
 
 OnPiece = Callable[[str], None]
 OnKill = Callable[[str, int], None]
+
+
+def _ignore(*_: object) -> None:
+    """Nobody watches."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -100,56 +107,78 @@ class Question(msgspec.Struct, frozen=True):
 
 
 class Demonstration:
-    """Asks the same question of a cluster, with and without killing who answers."""
+    """Asks questions of a cluster, with and without killing who answers.
 
-    def __init__(self, cluster: LocalCluster, question: Question, rng: random.Random):
+    The disturbed answer comes first, so that no worker has the undisturbed one in its cache: the gap is what a
+    client would really see, the new worker's prefill included.
+    """
+
+    def __init__(self, cluster: LocalCluster, rng: random.Random):
         self._cluster = cluster
-        self._question = question
         self._rng = rng
 
-    async def undisturbed(self, on_piece: OnPiece = lambda _: None) -> Transcript:
-        """Return the answer of a run that nobody disturbs.
+    async def round(
+        self,
+        question: Question,
+        on_piece: OnPiece = _ignore,
+        on_kill: OnKill = _ignore,
+        on_answered: Callable[[], None] = _ignore,
+    ) -> Round:
+        """Ask, kill the worker that answers at a random moment, ask again undisturbed, compare.
+
+        Args:
+            question: what to ask both times.
+            on_piece: called with each piece of text of the disturbed answer.
+            on_kill: called with slot and pid right after the kill.
+            on_answered: called when the disturbed answer is complete.
 
         Raises:
-            HoldfastError: the request failed.
-            TimeoutError: it took longer than `REQUEST_SECONDS`.
+            HoldfastError: a request failed, or every answer was over before the kill.
+            TimeoutError: an answer took longer than `REQUEST_SECONDS`.
         """
+        share = self._rng.uniform(_EARLIEST, _LATEST)
+        length = question.max_tokens
+        for _ in range(_TRIES):
+            after = max(1, int(length * share))
+            seen, kill = await self._disturbed(question, after, on_piece, on_kill)
+            if kill is not None:
+                on_answered()
+                await self._cluster.until_ready(RECOVERY_SECONDS)
+                return _compare(await self.undisturbed(question), seen, kill, after)
+            length = len(seen.pieces)  # the model ended its answer early, as it will do again
+        raise ClusterFailed("Each answer was over before its worker could be killed; ask for more text.")
+
+    async def undisturbed(self, question: Question) -> Transcript:
+        """Return the answer of a run that nobody disturbs. Raises as `round`."""
         transcript = Transcript()
         async with asyncio.timeout(REQUEST_SECONDS):
-            await self._ask(transcript, lambda piece: on_piece(piece.text))
+            await self._ask(question, transcript, _ignore)
         return transcript
 
-    async def disturbed(self, expected: Transcript, on_piece: OnPiece, on_kill: OnKill) -> Round:
-        """Ask again, kill the worker that answers at a random moment, and compare. Raises as `undisturbed`."""
-        count = len(expected.pieces)
-        kill_after = max(1, int(count * self._rng.uniform(_EARLIEST, _LATEST)))
+    async def _disturbed(
+        self, question: Question, after: int, on_piece: OnPiece, on_kill: OnKill
+    ) -> tuple[Transcript, tuple[str, int] | None]:
+        """Return what a client saw, and (slot, pid) of the killed worker; None: the answer was too short."""
         seen = Transcript()
         killed: list[tuple[str, int]] = []
 
         def arrived(piece: Piece) -> None:
             on_piece(piece.text)
-            if not killed and len(seen.pieces) >= kill_after:
+            if not killed and len(seen.pieces) >= after:
                 slot = self._cluster.slot_of(seen.workers[-1]) if seen.workers else None
                 if slot is None:
                     raise ClusterFailed("The stream does not say which worker serves it.")
-                pid = self._cluster.kill(slot)
-                killed.append((slot, pid))
-                on_kill(slot, pid)
+                killed.append((slot, self._cluster.kill(slot)))
+                on_kill(*killed[0])
 
         async with asyncio.timeout(REQUEST_SECONDS):
-            await self._ask(seen, arrived)
-        if not killed:
-            raise ClusterFailed("The answer was over before its worker could be killed; ask for more tokens.")
-        return _compare(expected, seen, killed[0], kill_after)
+            await self._ask(question, seen, arrived)
+        return seen, killed[0] if killed else None
 
-    async def recovered(self) -> None:
-        """Wait until the killed worker's replacement is usable. Raises ClusterFailed."""
-        await self._cluster.until_ready(RECOVERY_SECONDS)
-
-    async def _ask(self, transcript: Transcript, on_piece: Callable[[Piece], None]) -> None:
+    async def _ask(self, question: Question, transcript: Transcript, on_piece: Callable[[Piece], None]) -> None:
         loop = asyncio.get_running_loop()
         url = f"{self._cluster.base_urls[0]}/v1/chat/completions"
-        async with http.exchange("POST", url, self._question.body(), {"x-holdfast-trace": "1"}) as (status, head, body):
+        async with http.exchange("POST", url, question.body(), {"x-holdfast-trace": "1"}) as (status, head, body):
             if status != 200:
                 text = b"".join([part async for part in http.body(head, body)])
                 raise ClusterFailed(f"The frontend answered {status}: {text[:300].decode('utf-8', 'replace')}")
@@ -209,6 +238,8 @@ def _compare(expected: Transcript, seen: Transcript, killed: tuple[str, int], af
         sha256=_digest(seen.text),
         expected_sha256=_digest(expected.text),
         attempts=int(seen.extension.get("attempts", 1)),
+        prompt_tokens=int(seen.usage.get("prompt_tokens", 0)),
+        completion_tokens=int(seen.usage.get("completion_tokens", 0)),
     )
 
 
