@@ -12,6 +12,8 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+from holdfast.base.errors import HoldfastError
+from holdfast.local import http
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.ports import free_port
@@ -21,11 +23,27 @@ from holdfast.runtime.discovery.factory import open_discovery
 class Running:
     """A running cluster."""
 
-    def __init__(self, local: LocalCluster, port: int, ready_after: float):
+    live_after = 0.0
+    """Seconds from the start of the processes until the frontend answered /live."""
+    usable_after = 0.0
+    """Until the frontend served a model."""
+    ready_after = 0.0
+    """Until all workers were ready too."""
+
+    def __init__(self, local: LocalCluster, port: int, env: dict[str, str]):
         self.local = local
         self.port = port
-        self.ready_after = ready_after
-        """Seconds from the start of the processes until the frontend served a model and all workers were ready."""
+        self.env = env
+
+    async def settled(self) -> None:
+        """Wait until the frontend counts all workers as usable."""
+        wanted = len(self.local.supervisor.slots) - 1
+        async with asyncio.timeout(30):
+            while True:
+                health = await http.get(f"http://127.0.0.1:{self.port}/health", timeout=2.0)
+                if health.status == 200 and max(health.json()["models"].values()) >= wanted:
+                    return
+                await asyncio.sleep(0.02)
 
     def pid(self, slot: str = "frontend-0") -> int:
         """Return the process id of a slot."""
@@ -49,17 +67,51 @@ async def cluster(*, step_ms: float, workers: int = 2, flags: tuple[str, ...] = 
         )
         discovery = open_discovery("file", root=Path(root) / "discovery")
         local = LocalCluster(plan, discovery, random.Random(1), dict(os.environ), lambda *_: None)
+        up = Running(local, port, {**os.environ, **plan.env})
         began = time.perf_counter()
         async with local.running():
+            up.live_after = await answers(f"http://127.0.0.1:{port}/live", began)
+            up.usable_after = await answers(f"http://127.0.0.1:{port}/health", began)
             await local.until_ready(60)
-            yield Running(local, port, time.perf_counter() - began)
+            up.ready_after = time.perf_counter() - began
+            await up.settled()
+            yield up
+
+
+async def answers(url: str, began: float) -> float:
+    """Wait until a URL answers 200; return the seconds since ``began``."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(HoldfastError, TimeoutError):
+                if (await http.get(url, timeout=1.0)).status == 200:
+                    return time.perf_counter() - began
+            await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def extra_worker(up: Running, model: str, *, step_ms: float) -> AsyncIterator[None]:
+    """Run one more mock worker, under another model name."""
+    command = [sys.executable, "-m", "holdfast", "worker", "--engine", "mock", "--model-name", model]
+    command += ["--mock-step-ms", str(step_ms), "--max-num-seqs", "1024"]
+    process = await asyncio.create_subprocess_exec(*command, env=up.env, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(30):
+            url = f"http://127.0.0.1:{up.port}/v1/models/{model}"
+            while (await http.get(url, timeout=2.0)).status != 200:  # noqa: ASYNC110 - another process
+                await asyncio.sleep(0.05)
+        yield
+    finally:
+        process.kill()
+        await process.wait()
 
 
 @contextlib.asynccontextmanager
 async def floor(tokens: int, step: float) -> AsyncIterator[tuple[int, int]]:
     """Run the floor; yields (port, pid)."""
     port = free_port("127.0.0.1")
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.floor", str(port), str(tokens), str(step))
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.floor", str(port), str(tokens), str(step)
+    )
     try:
         async with asyncio.timeout(10):
             while True:
