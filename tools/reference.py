@@ -89,12 +89,14 @@ def _tree(error: type[HoldfastError], depth: int = 0) -> list[tuple[int, type[Ho
 
 def states_page() -> str:
     """Return the state diagrams."""
+    stream = (
+        "From the table in `requests/states.py`. `placing` is the first search for a worker, `migrating` every later "
+        "one; `rejected` is the answer to a stream that no worker ever accepted."
+    )
+    worker = "From the table in `runtime/member.py`; an arrow's label is what was seen on the data path."
     return (
-        f"# State machines\n\n{NOTE}\n## A stream\n\nFrom the table in `requests/states.py`. `placing` is the first search "
-        "for a worker, `migrating` every later one; `rejected` is the answer to a stream that no worker ever accepted.\n\n"
-        f"```mermaid\n{states.diagram()}\n```\n\n"
-        "## A worker as a frontend sees it\n\nFrom the table in `runtime/member.py`; an arrow's label is what was seen on "
-        f"the data path.\n\n```mermaid\n{_worker_diagram()}\n```\n"
+        f"# State machines\n\n{NOTE}\n## A stream\n\n{stream}\n\n```mermaid\n{states.diagram()}\n```\n\n"
+        f"## A worker as a frontend sees it\n\n{worker}\n\n```mermaid\n{_worker_diagram()}\n```\n"
     )
 
 

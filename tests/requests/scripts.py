@@ -44,7 +44,9 @@ class Script:
 
 def random_script(seed: int) -> Script:
     rng = random.Random(seed)
-    clients = tuple((rng.randrange(300), rng.randint(1, 60), rng.choice((1, 1, 1, 2))) for _ in range(rng.randint(1, 6)))
+    clients = tuple(
+        (rng.randrange(300), rng.randint(1, 60), rng.choice((1, 1, 1, 2))) for _ in range(rng.randint(1, 6))
+    )
     workers = rng.randint(1, 4)
     acts = [Act(rng.randrange(900), rng.randrange(workers), rng.choice(WORKER_FAULTS)) for _ in range(rng.randrange(9))]
     acts += [

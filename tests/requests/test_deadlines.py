@@ -238,7 +238,7 @@ async def test_a_blocked_client_stops_the_workers_clock_and_starts_its_own() -> 
     assert isinstance(ending.error, ClientStalled)
     assert (ending.state, ending.error.code) == ("cancelled", "client_stalled")
     assert stream.killed == "cancelled"
-    assert [e for e in stream.worker.failures] == []
+    assert stream.worker.failures == []
     assert fleet.leases() == {}
 
 

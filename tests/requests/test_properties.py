@@ -25,9 +25,7 @@ from tests.requests.scripts import CLIENT_FAULTS, WORKER_FAULTS, Act, Script, ra
 def scripts(draw: st.DrawFn) -> Script:
     workers = draw(st.integers(1, 4))
     clients = draw(
-        st.lists(
-            st.tuples(st.integers(0, 300), st.integers(1, 60), st.sampled_from((1, 1, 2))), min_size=1, max_size=6
-        )
+        st.lists(st.tuples(st.integers(0, 300), st.integers(1, 60), st.sampled_from((1, 1, 2))), min_size=1, max_size=6)
     )
     on_workers = st.builds(Act, st.integers(0, 900), st.integers(0, workers - 1), st.sampled_from(WORKER_FAULTS))
     on_clients = st.builds(Act, st.integers(0, 900), st.integers(0, len(clients) - 1), st.sampled_from(CLIENT_FAULTS))

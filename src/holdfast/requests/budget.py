@@ -14,6 +14,10 @@ import heapq
 from itertools import count
 
 
+_TICK = 0.001
+"""Seconds between two releases at least: a wait that rounds to nothing would spin the loop."""
+
+
 class RetryBudget:
     """A token bucket fed by traffic, with a floor that a quiet fleet may always spend.
 
@@ -84,7 +88,7 @@ class Pacer:
 
     def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is None and self._queue:
-            self._timer = loop.call_later(max(0.0, (1.0 - self._saved) / self._rate), self._release, loop)
+            self._timer = loop.call_later(max(_TICK, (1.0 - self._saved) / self._rate), self._release, loop)
 
     def _release(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = None
