@@ -13,7 +13,6 @@ import asyncio
 import heapq
 from itertools import count
 
-
 _TICK = 0.001
 """Seconds between two releases at least: a wait that rounds to nothing would spin the loop."""
 

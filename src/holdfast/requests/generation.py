@@ -56,8 +56,8 @@ class Generation:
 
     __slots__ = (
         "_doubted", "_end", "_observer", "_output", "attempt", "count", "delivered", "dirty", "driver", "ended",
-        "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan", "seen", "seen_at", "started_at",
-        "state", "timeline", "worker",
+        "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan", "seen", "seen_at",
+        "started_at", "state", "timeline", "worker",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, output: Output, services: Services):
