@@ -45,6 +45,8 @@ class Cluster:
             base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120, http_client=self.http
         )
         self.model = ""
+        self._doomed: set[int] = set()
+        """Processes that were sent a deadly signal."""
 
     async def get(self, path: str) -> dict[str, Any]:
         """GET a JSON document from the frontend."""
@@ -88,7 +90,9 @@ class Cluster:
     def kill(self, instance: str, number: signal.Signals = signal.SIGKILL) -> str:
         """Send a signal to the process of a worker, by its instance id; returns the slot."""
         slot = self.slot_of(instance)
-        self.local.kill(slot, number)
+        pid = self.local.kill(slot, number)
+        if number != signal.SIGCONT:
+            self._doomed.add(pid)
         return slot
 
     @contextlib.asynccontextmanager
@@ -117,7 +121,8 @@ class Cluster:
 
         async def enough() -> bool:
             with contextlib.suppress(OSError):
-                return sum(one["state"] == "usable" for one in (await self.instances()).values()) >= wanted
+                seen = (await self.instances()).values()
+                return sum(one["state"] == "usable" and one["pid"] not in self._doomed for one in seen) >= wanted
             return False
 
         await self.until(enough, within)
