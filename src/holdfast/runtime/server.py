@@ -124,8 +124,9 @@ class WorkerServer:
         proved = self._secret or self._transport.authenticates_callers
         if not (is_loopback(host) or proved or self._settings.insecure):
             raise InvalidRequest(
-                f"refusing to listen on {host}: anybody who can reach it could use this worker. Set a shared secret, "
-                "use mutual TLS, or say insecure explicitly.",
+                f"refusing to listen on {host}: anybody who can reach it could use this worker. Set a shared secret "
+                "(DYN_WIRE_SECRET) here and at the frontends or, on an isolated network, say --insecure "
+                "(DYN_WIRE_INSECURE).",
                 param="host",
             )
         loop = asyncio.get_running_loop()

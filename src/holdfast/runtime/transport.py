@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import os
 import ssl
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +16,16 @@ from typing import Protocol
 from holdfast.base.errors import CannotConnect
 
 ProtocolFactory = Callable[[], asyncio.Protocol]
+
+
+class CannotListen(CannotConnect):
+    """An address of our own cannot be bound."""
+
+    code = "cannot_listen"
+    hint = (
+        "Stop what uses it, or choose another one: --tcp-rpc-port (DYN_TCP_RPC_PORT) for the wire protocol, "
+        "--system-port (DYN_SYSTEM_PORT) for the status server; 0 picks a free one."
+    )
 
 
 class ByteStream(Protocol):
@@ -53,7 +64,12 @@ class Transport(Protocol):
         """Connect to ``host:port`` within ``timeout`` seconds. Raises CannotConnect with the reason."""
 
     async def listen(self, host: str, port: int, protocol_factory: ProtocolFactory) -> Listener:
-        """Listen; port 0 picks a free one. Raises CannotConnect when the address cannot be bound."""
+        """Listen; port 0 picks a free one. Raises CannotListen when the address cannot be bound."""
+
+
+def reason_of(error: OSError) -> str:
+    """Return the system's own words; asyncio puts a sentence around them that repeats the address."""
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -117,12 +133,13 @@ class TcpTransport:
         return protocol
 
     async def listen(self, host: str, port: int, protocol_factory: ProtocolFactory) -> Listener:
-        """Listen; port 0 picks a free one. Raises CannotConnect when the address cannot be bound."""
+        """Listen; port 0 picks a free one. Raises CannotListen when the address cannot be bound."""
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(protocol_factory, host, port, ssl=self._server_tls)
         except OSError as error:
-            raise CannotConnect(
-                f"cannot listen on {join_address(host, port)}: {error}", address=join_address(host, port)
+            raise CannotListen(
+                f"The wire protocol cannot listen on {join_address(host, port)}: {reason_of(error)}.",
+                address=join_address(host, port),
             ) from error
         return _TcpListener(server, host)

@@ -14,8 +14,7 @@ from typing import Any
 
 import msgspec
 
-from holdfast.base.errors import CannotConnect
-from holdfast.runtime.transport import join_address
+from holdfast.runtime.transport import CannotListen, join_address, reason_of
 
 HEAD_BYTES = 8 * 1024
 HEAD_SECONDS = 5.0
@@ -40,13 +39,13 @@ class StatusServer:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def start(self, host: str, port: int) -> None:
-        """Listen; port 0 picks a free one. Raises CannotConnect when the address cannot be bound."""
+        """Listen; port 0 picks a free one. Raises CannotListen when the address cannot be bound."""
         self._started = asyncio.get_running_loop().time()
         try:
             self._server = await asyncio.start_server(self._serve, host, port, limit=HEAD_BYTES)
         except OSError as error:
-            raise CannotConnect(
-                f"The status server cannot listen on {join_address(host, port)} (DYN_SYSTEM_PORT): {error}."
+            raise CannotListen(
+                f"The status server cannot listen on {join_address(host, port)}: {reason_of(error)}."
             ) from error
         self.address = join_address(host, self._server.sockets[0].getsockname()[1])
 

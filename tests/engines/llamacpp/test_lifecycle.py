@@ -244,7 +244,7 @@ async def test_a_failing_thread_is_one_death_and_refuses_from_then_on():
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        ({"model_path": "/nowhere/model.gguf"}, "model_path"),
+        ({"model_path": "/nowhere/model.gguf"}, "DYN_LLAMACPP_MODEL_PATH"),
         ({"library_path": "/nowhere/libllama.so"}, "library_path"),
         ({"model_path": __file__}, "not a GGUF"),
         ({"library_path": __file__}, "Cannot load"),

