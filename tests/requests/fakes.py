@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from holdfast.base.errors import Disconnected, HoldfastError
+from holdfast.base.limits import INITIAL_CREDIT_TOKENS
 from holdfast.engines.contract import GenerateRequest, Sampling, StopRules, pack_ids
 from holdfast.models.card import Artifact, ModelCard
 from holdfast.requests.config import RequestSettings
@@ -54,7 +55,7 @@ def card(fingerprint: str = "build-1", continuation: str = "exact") -> ModelCard
 class FakeStream:
     """The worker's end of one attempt; also the handle that `open` returns."""
 
-    def __init__(self, worker: FakeWorker, headers: OpenHeaders, payload: bytes, handler: StreamHandler):
+    def __init__(self, worker: FakeWorker, headers: OpenHeaders, payload: bytes, handler: StreamHandler, credit: int):
         self.worker = worker
         self.headers = headers
         self.request = _decode(payload)
@@ -65,8 +66,10 @@ class FakeStream:
         self.over = False
         """The caller must hear nothing more from it; a thawed worker does not care."""
         self.killed = ""
-        self.allowed = self.begin + 2048
+        self.allowed = self.begin + credit
         self.credits: list[int] = []
+        self.first_index: int | None = None
+        """Where the caller expects it to begin."""
 
     # what the caller does
 
@@ -176,12 +179,14 @@ class FakeWorker:
         payload: bytes,
         handler: StreamHandler,
         *,
+        credit: int = 0,
         first_index: int | None = None,
     ) -> FakeStream:
         assert endpoint == "generate"
         if self.open_error is not None:
             raise self.open_error
-        stream = FakeStream(self, headers, payload, handler)
+        stream = FakeStream(self, headers, payload, handler, credit or INITIAL_CREDIT_TOKENS)
+        stream.first_index = first_index
         assert stream.request.attempt == headers.attempt
         self.opened.append(stream)
         self.streams[id(stream)] = stream

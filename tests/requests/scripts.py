@@ -180,6 +180,7 @@ class Played:
         for stream in self.fleet.attempts:
             true = truth(stream.request.prompt_ids, stream.begin)
             assert stream.ids[: stream.begin] == true, "P1: a worker was asked to continue something else"
+            assert stream.first_index == stream.begin, "P1: caller and worker begin at different places"
             assert stream.over, "a worker still works for nobody"
         assert self.fleet.leases() == {}, "P4: leases at rest"
         assert all(held >= 0 for held in self.fleet.services.leases.sums().values()), "P4: given back twice"

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from holdfast.base.errors import DeadlineExceeded, NoWorkers
+from holdfast.engines.contract import Sampling
 from holdfast.requests.deadlines import SWEEP, ClientStalled
 from tests.requests.fakes import Fleet, settle, truth
 from tests.support.virtual_time import jump, virtual
@@ -314,6 +315,21 @@ async def test_credit_follows_what_the_client_takes() -> None:
     assert moved.credits == [2048], "credit of a new attempt counts from where it begins"
     client.request.cancel("test")
     await client.done()
+
+
+@virtual
+async def test_heavy_tokens_get_less_credit_and_never_run_dry() -> None:
+    fleet = Fleet()
+    client = fleet.start(length=3_000, sampling=Sampling(logprobs=20))
+    await settle()
+    stream = fleet.attempts[-1].accept()
+    assert stream.allowed == 2048 // 21
+    while len(stream.ids) < 3_000:
+        assert stream.allowed > len(stream.ids)
+        stream.emit(min(7, stream.allowed - len(stream.ids), 3_000 - len(stream.ids)))
+    stream.end("length")
+    await client.done()
+    assert set(stream.credits) == {2048 // 21}
 
 
 @virtual

@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from holdfast.requests.need import Placed
 
 _encode = msgspec.msgpack.Encoder().encode
-LOW_CREDIT = INITIAL_CREDIT_TOKENS // 2
-"""Tokens still allowed below which more are granted."""
+LEAST_CREDIT = 64
+"""Tokens of a stream whose tokens are heavy that may be on their way."""
 
 
 class Attempt:
     """See the module; created by `Generation`, which reads its fields."""
 
     __slots__ = (
-        "accepted", "accepted_at", "base", "credit_until", "generation", "handle", "number", "placed", "proof",
-        "result", "sent", "started_at", "watched",
+        "accepted", "accepted_at", "base", "generation", "handle", "number", "placed", "proof", "refill_at", "result",
+        "sent", "started_at", "watched", "window",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
@@ -51,7 +51,10 @@ class Attempt:
         """Whether the driver wants to know about new tokens: until there are enough of them."""
         self.proof = generation.need.suspicion.proof
         """New tokens that count as progress."""
-        self.credit_until = self.base + INITIAL_CREDIT_TOKENS
+        self.window = _window(generation.plan.sampling.logprobs or 0)
+        """Tokens that the worker may be ahead of the client."""
+        self.refill_at = self.base + self.window // 2
+        """When the client has taken so many tokens of the stream, more are allowed."""
         self.result: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
         """None: the stream has ended, whichever way; an error: this attempt failed."""
         self.handle: StreamHandle | None = None
@@ -84,7 +87,9 @@ class Attempt:
         )
         self.sent = True
         try:
-            self.handle = self.placed.worker.open("generate", headers, _encode(payload), self, first_index=self.base)
+            self.handle = self.placed.worker.open(
+                "generate", headers, _encode(payload), self, credit=self.window, first_index=self.base
+            )
         except HoldfastError as error:
             self.sent = False
             self.fail(error)
@@ -178,13 +183,18 @@ class Attempt:
         if handle is not None:
             handle.kill(reason)
 
-    def grant_credit(self, delivered: int) -> None:
-        """Allow more tokens when the client has taken most of what was allowed."""
-        if self.handle is not None and self.credit_until - delivered < LOW_CREDIT:
-            self.handle.credit(INITIAL_CREDIT_TOKENS)
-            self.credit_until += INITIAL_CREDIT_TOKENS
+    def grant_credit(self) -> None:
+        """The client has taken most of what was allowed: allow more."""
+        if self.handle is not None:
+            self.handle.credit(self.window)
+            self.refill_at += self.window
 
     @property
     def progressed(self) -> bool:
         """Whether this attempt brought enough new tokens."""
         return self.generation.count - self.base >= self.proof
+
+
+def _window(alternatives: int) -> int:
+    """Return the credit of a stream; a token with alternatives weighs as much as so many tokens more."""
+    return max(LEAST_CREDIT, INITIAL_CREDIT_TOKENS // (1 + alternatives))

@@ -32,6 +32,7 @@ class ServingWorker(Candidate, Protocol):
         payload: bytes,
         handler: StreamHandler,
         *,
+        credit: int = 0,
         first_index: int | None = None,
     ) -> StreamHandle:
         """Start a stream. Raises TransportFault when there is no connection."""

@@ -15,7 +15,7 @@ from array import array
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.base.errors import Cancelled, DeadlineExceeded, HoldfastError, InternalError, StreamIncomplete
-from holdfast.requests.attempt import LOW_CREDIT, Attempt
+from holdfast.requests.attempt import Attempt
 from holdfast.requests.driver import Driver
 from holdfast.requests.migration import MigrationType
 from holdfast.requests.need import Need
@@ -127,8 +127,8 @@ class Generation:
                 self._finish("stop")
                 return
             attempt = self.attempt
-            if attempt is not None and attempt.credit_until - delivered < LOW_CREDIT:
-                attempt.grant_credit(delivered)
+            if attempt is not None and delivered > attempt.refill_at:
+                attempt.grant_credit()
         if self._end is not None:
             self._finish(self._end[0])
 
