@@ -130,7 +130,8 @@ class Part:
     push = deliver
 
 
-def test_a_flush_serves_everybody_once_and_contains_faults(caplog: pytest.LogCaptureFixture) -> None:
+@virtual
+async def test_a_flush_serves_everybody_once_and_contains_faults(caplog: pytest.LogCaptureFixture) -> None:
     flusher = Flusher()
     streams, writers = [Part(), Part(fails=True), Part()], [Part(fails=True), Part()]
     flusher.streams += streams
