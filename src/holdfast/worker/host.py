@@ -280,7 +280,7 @@ class EngineHost:
         self.death = error
         self._stage = "failed"
         log.error("the engine died with %d sequences in flight: %s", len(self._sequences), error.message)
-        failed = error if isinstance(error, EngineFailed) else EngineFailed(f"The engine died: {error.message}")
+        failed = EngineFailed(f"The engine died: {error.message}", engine_died=True)
         self._end_all(failed)
         self._on_dead(error)
 
