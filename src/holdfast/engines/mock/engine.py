@@ -12,11 +12,7 @@ import asyncio
 import logging
 from typing import Any
 
-from holdfast.base.errors import (
-    EngineFailed,
-    HoldfastError,
-    UnsupportedFeature,
-)
+from holdfast.base.errors import EngineFailed, HoldfastError, UnsupportedFeature
 from holdfast.base.ids import SequenceKey
 from holdfast.base.limits import TOP_LOGPROBS
 from holdfast.engines.contract import (
