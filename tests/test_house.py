@@ -30,8 +30,9 @@ CLOCKS_ALLOWED = {
     "cli/": "shows elapsed time to people",
     "engines/": "engines compute in threads of their own",
     "runtime/discovery/file.py": "leases are kept by a thread of their own, so that a busy loop does not lose them",
+    "health/listener.py": "probes are answered by a thread of their own, so that a hung loop shows",
+    "health/status.py": "the same thread reports how long the process has been up",
     "frontend/admin.py": "OpenAI's `created` is a calendar time",
-    "frontend/registry.py": "chat templates may ask for today's date",
     "frontend/registry.py": "chat templates may print today's date",
     "frontend/generate.py": "OpenAI's `created` is a calendar time",
 }
