@@ -9,9 +9,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
-
-from tests.e2e.oracles import Answer, Ask, check
 from tests.e2e.support import Cluster
+from tests.e2e.truth import Answer, Ask, check
 
 _LABELS = itertools.count(1)
 
@@ -105,7 +104,9 @@ class Live:
 
 
 @contextlib.asynccontextmanager
-async def streaming(cluster: Cluster, ask: Ask | dict[str, Any], *, chat: bool = True, **headers: str) -> AsyncIterator[Live]:
+async def streaming(
+    cluster: Cluster, ask: Ask | dict[str, Any], *, chat: bool = True, **headers: str
+) -> AsyncIterator[Live]:
     """Stream an answer for the length of the block; header names with ``_`` for ``-``."""
     body = ask.body() if isinstance(ask, Ask) else {"model": cluster.model, **ask}
     use_chat = ask.chat if isinstance(ask, Ask) else chat

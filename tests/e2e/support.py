@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
-import openai
 
+import openai
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.ports import free_port
@@ -111,7 +111,7 @@ class Cluster:
     async def until(self, condition: Callable[[], Awaitable[T]], within: float = 30.0, every: float = 0.02) -> T:
         """Wait for a condition with a deadline; returns its first true value."""
         async with asyncio.timeout(within):
-            while not (value := await condition()):
+            while not (value := await condition()):  # noqa: ASYNC110  other processes have no event to wait for
                 await asyncio.sleep(every)
             return value
 

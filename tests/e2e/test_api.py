@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 import jsonschema
-import openai
 import pytest
 
+import openai
 from tests.e2e.asking import exact, streaming, whole
-from tests.e2e.oracles import Ask
 from tests.e2e.support import Cluster
 from tests.e2e.test_shapes import SCHEMA, WEATHER
+from tests.e2e.truth import Ask
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -109,9 +109,7 @@ async def test_json_modes(mock: Cluster) -> None:
     )
     assert isinstance(json.loads(free.choices[0].message.content or ""), dict)
     form: Any = {"type": "json_schema", "json_schema": {"name": "person", "schema": SCHEMA, "strict": True}}
-    bound = await mock.client.chat.completions.create(
-        model="mock", messages=HI, max_tokens=300, response_format=form
-    )
+    bound = await mock.client.chat.completions.create(model="mock", messages=HI, max_tokens=300, response_format=form)
     jsonschema.validate(json.loads(bound.choices[0].message.content or ""), SCHEMA)
 
 
@@ -119,7 +117,10 @@ async def test_tools_and_their_results(mock: Cluster) -> None:
     ask = '[[mock:call weather {"city": "Kiel"}]] weather?'
     messages: list[Any] = [{"role": "user", "content": ask}]
     first = await mock.client.chat.completions.create(
-        model="mock", messages=messages, max_tokens=100, tools=[WEATHER]  # type: ignore[list-item]
+        model="mock",
+        messages=messages,
+        max_tokens=100,
+        tools=[WEATHER],  # type: ignore[list-item]
     )
     assert first.choices[0].finish_reason == "tool_calls"
     calls = first.choices[0].message.tool_calls or []
@@ -129,7 +130,10 @@ async def test_tools_and_their_results(mock: Cluster) -> None:
         {"role": "tool", "tool_call_id": calls[0].id, "content": "stormy"},
     ]
     second = await mock.client.chat.completions.create(
-        model="mock", messages=messages, max_tokens=10, tools=[WEATHER]  # type: ignore[list-item]
+        model="mock",
+        messages=messages,
+        max_tokens=10,
+        tools=[WEATHER],  # type: ignore[list-item]
     )
     assert second.choices[0].message.content
     assert second.choices[0].finish_reason == "length"
@@ -200,7 +204,9 @@ async def test_error_in_mid_stream_makes_the_client_raise(mock: Cluster) -> None
 async def test_error_before_the_first_token_has_a_status(mock: Cluster) -> None:
     with pytest.raises(openai.APIStatusError) as error:
         await mock.client.chat.completions.create(
-            **Ask(content="[[mock:refuse 1000]] nobody").body(), stream=True, extra_headers={"x-holdfast-timeout-ms": "2000"}
+            **Ask(content="[[mock:refuse 1000]] nobody").body(),
+            stream=True,
+            extra_headers={"x-holdfast-timeout-ms": "2000"},
         )
     assert error.value.status_code in (503, 504)
     assert error.value.response.headers.get("retry-after")
@@ -209,7 +215,9 @@ async def test_error_before_the_first_token_has_a_status(mock: Cluster) -> None:
 async def test_headers(mock: Cluster) -> None:
     body = {"model": "mock", "messages": HI, "max_tokens": 3}
     for stream in (False, True):
-        got = await mock.http.post("/v1/chat/completions", json={**body, "stream": stream}, headers={"x-request-id": "me"})
+        got = await mock.http.post(
+            "/v1/chat/completions", json={**body, "stream": stream}, headers={"x-request-id": "me"}
+        )
         assert got.headers["x-request-id"] == "me"
         assert got.headers["x-holdfast-worker"] in await mock.instances()
         if stream:
@@ -244,7 +252,7 @@ async def test_description(mock: Cluster) -> None:
     health = (await mock.http.get("/health")).json()
     assert health["status"] == "healthy"
     metrics = (await mock.http.get("/metrics")).text
-    assert 'dynamo_frontend_requests_total{' in metrics
+    assert "dynamo_frontend_requests_total{" in metrics
 
 
 async def test_curl(mock: Cluster) -> None:

@@ -8,14 +8,14 @@ import json
 import os
 from collections.abc import AsyncIterator
 
-import openai
 import pytest
 import pytest_asyncio
 
+import openai
 from tests.e2e.asking import exact
-from tests.e2e.oracles import Ask
 from tests.e2e.raw import connected, post, read_all, read_until, send
 from tests.e2e.support import Cluster, cluster
+from tests.e2e.truth import Ask
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -13,10 +13,10 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
-from tests.e2e.asking import Live, exact, streaming
-from tests.e2e.oracles import Ask, check
+from tests.e2e.asking import exact, streaming
 from tests.e2e.peers import Peer
 from tests.e2e.support import MOCK, Cluster, cluster
+from tests.e2e.truth import Ask, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -86,10 +86,9 @@ async def test_before_accept(mock: Cluster) -> None:
     async with mock.peer(victim) as peer:
         before = (await peer.pong()).progress
         async with mock.frozen(victim):
-            lives: list[Live] = []
             async with contextlib.AsyncExitStack() as stack:
-                for _ in range(2):
-                    lives.append(await stack.enter_async_context(streaming(mock, Ask(content="leave", max_tokens=500))))
+                ask = Ask(content="leave", max_tokens=500)
+                lives = [await stack.enter_async_context(streaming(mock, ask)) for _ in range(2)]
 
                 async def dispatched() -> bool:
                     streams = [r["streams"][0] for x in lives if (r := await mock.live(x.label))]

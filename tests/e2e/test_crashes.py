@@ -8,8 +8,8 @@ import random
 import pytest
 
 from tests.e2e.asking import exact, streaming, whole
-from tests.e2e.oracles import Ask, check
 from tests.e2e.support import Cluster
+from tests.e2e.truth import Ask, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -83,12 +83,11 @@ async def test_around_the_last_token(mock: Cluster, before: int) -> None:
 
 async def test_several_times_in_one_stream(mock: Cluster) -> None:
     """The migration limit of 3 allows three deaths under one stream that makes progress."""
-    ask = Ask(content="again and again", max_tokens=160)
+    ask = Ask(content="again and again", max_tokens=600)
     async with streaming(mock, ask) as live:
         for pieces in (20, 60, 100):
             await live.until_pieces(pieces)
-            stream = (await mock.live(live.label) or {})["streams"][0]
-            mock.kill(stream["worker"])
+            mock.kill((await mock.stream_in(live.label, "streaming"))["worker"])
             await mock.usable()
         answer = await live.done()
     check(ask, answer)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import openai
 import pytest
 
+import openai
 from tests.e2e.asking import exact, streaming
-from tests.e2e.oracles import Ask
 from tests.e2e.support import Cluster
+from tests.e2e.truth import Ask
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

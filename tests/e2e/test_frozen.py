@@ -9,8 +9,8 @@ import signal
 import pytest
 
 from tests.e2e.asking import exact, streaming, whole
-from tests.e2e.oracles import Ask, check
 from tests.e2e.support import MOCK, Cluster, cluster
+from tests.e2e.truth import Ask, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 

@@ -9,9 +9,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from holdfast.engines.mock.checker import text_of
+from holdfast.engines.mock.vocabulary import vocabulary
 from tests.e2e.asking import exact, streaming, whole
-from tests.e2e.oracles import Answer, Ask, check
 from tests.e2e.support import Cluster
+from tests.e2e.truth import Answer, Ask, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -94,7 +96,7 @@ async def test_stop_string_across_every_split(mock: Cluster, stop_at: int) -> No
     answers = await asyncio.gather(*(exact(mock, ask(cut)) for cut in range(1, 26)))
     moved = sum(bool(answer.moves) for answer in answers)
     assert moved == sum(cut < count for cut, count in zip(range(1, 26), counts, strict=True))
-    assert 0 < moved
+    assert moved > 0
 
 
 @pytest.mark.parametrize("split", [1, 2, 3])
@@ -112,9 +114,6 @@ async def test_stop_string_across_a_death(mock: Cluster, split: int) -> None:
 
 
 def _said(text: str, tokens: int) -> str:
-    from holdfast.engines.mock.checker import text_of
-    from holdfast.engines.mock.vocabulary import vocabulary
-
     return text_of(vocabulary().encode(text)[:tokens])
 
 

@@ -14,9 +14,9 @@ import pytest
 import pytest_asyncio
 
 from tests.e2e.asking import exact
-from tests.e2e.oracles import Answer, Ask
 from tests.e2e.raw import connected, post, read_until, rss_mb, send
 from tests.e2e.support import MOCK, Cluster, cluster
+from tests.e2e.truth import Answer, Ask
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -63,7 +63,7 @@ async def test_fifty_stalled_beside_fifty_live(mock: Cluster, wish: dict[str, An
     stalled = post(body)
     pid = mock.pid("frontend-0")
     alone = lateness(await live_clients(mock))
-    before_stalls = await mock.metric("dynamo_frontend_requests_total", error_type="client_stalled")
+    before_stalls = await mock.metric("dynamo_frontend_failures_total", reason="client_stalled")
     before = rss_mb(pid)
     async with contextlib.AsyncExitStack() as stack:
         for _ in range(READERS):
@@ -82,7 +82,7 @@ async def test_fifty_stalled_beside_fifty_live(mock: Cluster, wish: dict[str, An
         assert not [a for a in answers if a.moves], "a client that does not read is no reason to move anybody"
 
         async def let_go() -> bool:
-            stalls = await mock.metric("dynamo_frontend_requests_total", error_type="client_stalled")
+            stalls = await mock.metric("dynamo_frontend_failures_total", reason="client_stalled")
             return stalls == before_stalls + READERS
 
         await mock.until(let_go, STALL + 10)

@@ -8,14 +8,14 @@ import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-import openai
 import pytest
 import pytest_asyncio
 
+import openai
 from holdfast.local.backoff import RestartPolicy
 from tests.e2e.asking import exact, streaming, whole
-from tests.e2e.oracles import Ask, check
 from tests.e2e.support import Cluster, cluster
+from tests.e2e.truth import Ask, check
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -161,7 +161,7 @@ async def test_waiting_is_bounded_in_time_and_number(tmp_path: Path) -> None:
         waited = [at - killed for code, at in outcomes if code == "no_workers"]
         assert (len(crowded), len(waited)) == (15, 5)
         assert max(crowded) < 1.0
-        assert 1.4 < min(waited)
+        assert min(waited) > 1.4
         assert max(waited) < 2.5
         await up.at_rest()
         assert not up.wire.broken

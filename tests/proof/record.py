@@ -1,0 +1,95 @@
+"""Where proofs leave their results: a state file that a broken-off run goes on from, and the track record.
+
+Must never run anything but git, to name the commit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+ROOT = Path(__file__).resolve().parents[2]
+TRACK_RECORD = ROOT / "docs" / "track-record.md"
+_HEAD = """\
+# Track record
+
+What was proven, when, on which machine and at which commit. `make proof-kills` appends here: workers are killed
+with SIGKILL under running streams, and every text is compared with the one true answer (mock engine) or with the
+undisturbed run (llamacpp). A gap is the longest silence that a client of an interrupted stream saw from the last
+text before the kill on, so it contains a usual step (10 ms with the mock engine).
+
+| when (UTC) | commit | machine | engine | seed | kills | interrupted streams | exact | gap median | gap p99 | gap max |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """One kill: the gaps of the streams that it interrupted, and what went wrong."""
+
+    number: int
+    gaps_ms: list[float]
+    streams: int
+    """All streams that were running."""
+    wrong: list[str]
+
+
+def commit() -> str:
+    """Return the present commit, with a mark when the tree was changed since."""
+    try:
+        name = _git("rev-parse", "--short=12", "HEAD")
+        return name + ("+changes" if _git("status", "--porcelain", "--", "src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*args: str) -> str:
+    return subprocess.run(("git", "-C", str(ROOT), *args), check=True, capture_output=True, text=True).stdout.strip()
+
+
+def machine() -> str:
+    """Return the processor, its cores and how busy the machine is."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    return f"{model}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+
+
+def state_file(engine: str, seed: int) -> Path:
+    """Return where a run keeps what it has done: one file per engine, seed and commit."""
+    return Path(tempfile.gettempdir()) / f"holdfast-kills-{engine}-{seed}-{commit()}.jsonl"
+
+
+def load(path: Path) -> list[Kill]:
+    """Return what an earlier run has done; a last line that was cut off is dropped."""
+    kills = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            kills.append(msgspec.json.decode(line, type=Kill))
+        except msgspec.DecodeError:
+            break
+    return kills
+
+
+def save(path: Path, kill: Kill) -> None:
+    """Add one kill, on the disk before the next one begins."""
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode(kill) + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def append(row: list[str], path: Path = TRACK_RECORD) -> None:
+    """Add a row to the track record."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    if not path.exists():
+        path.write_text(_HEAD)
+    with path.open("a") as file:
+        file.write("| " + " | ".join([now, *row]) + " |\n")
