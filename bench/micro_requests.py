@@ -43,7 +43,16 @@ class NullObserver:
     def attempt_started(self, generation: Generation) -> None:
         pass
 
+    def attempt_sent(self, seconds: float) -> None:
+        pass
+
     def accepted(self, generation: Generation, first: bool) -> None:
+        pass
+
+    def first_token(self, generation: Generation) -> None:
+        pass
+
+    def progressed(self, generation: Generation) -> None:
         pass
 
     def migration_started(self, generation: Generation, error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: settings, command line, errors and state diagrams.
+"""Writes docs/reference from the code: settings, command line, errors, state diagrams and metrics.
 
 ``python tools/reference.py`` writes the pages, ``--check`` only says whether they are up to date.
 """
@@ -16,6 +16,7 @@ from holdfast.cli.catalogue import CONFIG_FILE, sections
 from holdfast.cli.main import COMMANDS
 from holdfast.requests import states
 from holdfast.runtime.member import TRANSITIONS
+from holdfast.telemetry.catalogue import metrics_page
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "reference"
 NOTE = "<!-- Written by `make docs`; change the code, not this page. -->\n"
@@ -106,7 +107,23 @@ def _worker_diagram() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"settings.md": settings_page, "cli.md": cli_page, "errors.md": errors_page, "states.md": states_page}
+def metric_tables() -> str:
+    """Return every metric, by section."""
+    intro = (
+        "A frontend serves its metrics at `/metrics` of its HTTP port, a worker at `/metrics` of its status port. "
+        "Labels from outside are bounded: a model that is not served counts as `unknown`. Gauges of what is in flight, "
+        "waiting or leased are zero at rest.\n"
+    )
+    return f"# Metrics\n\n{NOTE}\n{intro}\n{metrics_page()}"
+
+
+PAGES = {
+    "settings.md": settings_page,
+    "cli.md": cli_page,
+    "errors.md": errors_page,
+    "states.md": states_page,
+    "metrics.md": metric_tables,
+}
 
 
 def main(check: bool) -> int:

@@ -288,6 +288,15 @@ class Seen:
     def attempt_started(self, generation: Generation) -> None:
         self.events.append(("attempt", generation))
 
+    def attempt_sent(self, seconds: float) -> None:
+        pass
+
+    def first_token(self, generation: Generation) -> None:
+        pass
+
+    def progressed(self, generation: Generation) -> None:
+        pass
+
     def accepted(self, generation: Generation, first: bool) -> None:
         self.events.append(("accepted", first))
 

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -98,12 +98,7 @@ class _Routes:
         return _body(b'{"status":"live","message":"Service is live"}')
 
     async def metrics(self, _request: Request) -> Response:
-        frontend = self._frontend
-        for kind, held in frontend.services.leases.sums().items():
-            frontend.metrics.leases.labels(kind).set(held)
-        for worker in frontend.pool.all_workers():
-            frontend.metrics.tokens_after_cancel.labels(worker.instance).set(worker.progress.tokens_after_cancel)
-        return Response(generate_latest(frontend.metrics.registry), headers={"content-type": CONTENT_TYPE_LATEST})
+        return Response(self._frontend.gauges.render(), headers={"content-type": CONTENT_TYPE_LATEST})
 
     async def openapi(self, _request: Request) -> Response:
         return _body(self._openapi())

@@ -52,6 +52,8 @@ class Answer(abc.ABC, Generic[ChoiceT]):
         """The response is complete as far as this side is concerned."""
         self.outcome = ""
         """Empty when all went well, else the error's code."""
+        self.error: HoldfastError | None = None
+        """What it ended with, when not all went well."""
         self.choices: list[ChoiceT] = self._make_choices()
         self._request: Request | None = None
         self._worker = ""
@@ -67,7 +69,7 @@ class Answer(abc.ABC, Generic[ChoiceT]):
     def refuse(self, error: HoldfastError) -> None:
         """Answer with an error; nothing has been sent yet."""
         answer = error_response(error, self.label)
-        self.outcome = error.code
+        self.error, self.outcome = error, error.code
         self.done = True
         self.reply.hold({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         self.reply.write(answer.body)
@@ -112,7 +114,7 @@ class Answer(abc.ABC, Generic[ChoiceT]):
         )
 
     def _fail(self, error: HoldfastError) -> None:
-        self.outcome = error.code
+        self.error, self.outcome = error, error.code
         if self.reply.blocked_since is not None:
             self.done = True
             self.reply.abort()
@@ -128,6 +130,7 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 
     def _resume(self) -> None:
         if self._request is not None:
+            self._request.streams[0].flusher.look()
             for stream in self._request.streams:
                 stream.deliver()
 

@@ -15,6 +15,7 @@ from holdfast.base.errors import CapacityExhausted
 from holdfast.frontend.admin import make_admin
 from holdfast.frontend.body import Receive, Send
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.gauges import Gauges
 from holdfast.frontend.generate import GenerateRoute
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
@@ -49,6 +50,8 @@ class Frontend:
             ("POST", "/v1/chat/completions"): self.generate.chat,
             ("POST", "/v1/completions"): self.generate.completion,
         }
+        self.gauges = Gauges(self)
+        self._unsubscribe = pool.subscribe(metrics.pool_event)
         self._admin: App = make_admin(self)
 
     @property
@@ -81,4 +84,5 @@ class Frontend:
 
     async def close(self) -> None:
         """Let helpers go."""
+        self._unsubscribe()
         await self.generate.close()

@@ -9,6 +9,7 @@ import msgspec
 from holdfast.base.settings import setting
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.policy import RouterMode
+from holdfast.telemetry.metric import MetricSettings
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,9 +74,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1.5
     hang_floor_secs: Annotated[
         float,
-        setting(
-            "DYN_HANG_FLOOR_SECS", "A busy engine may stand still for this long before it counts as hung.", gt=0
-        ),
+        setting("DYN_HANG_FLOOR_SECS", "A busy engine may stand still for this long before it counts as hung.", gt=0),
     ] = 5.0
     inhibited_duration_secs: Annotated[
         float,
@@ -87,3 +86,4 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 5.0
     requests: RequestSettings = RequestSettings()
+    metrics: MetricSettings = MetricSettings()

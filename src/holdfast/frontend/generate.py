@@ -43,6 +43,20 @@ class _Call(NamedTuple):
     send: Send
 
 
+class _Story:
+    """What telemetry knows of one request."""
+
+    __slots__ = ("arrived", "kind", "model", "prepared_seconds", "surface")
+
+    def __init__(self, surface: Surface, arrived: int):
+        self.surface: Surface = surface
+        self.arrived = arrived
+        """Nanoseconds of the stopwatch."""
+        self.model = ""
+        self.kind = "unary"
+        self.prepared_seconds = 0.0
+
+
 class GenerateRoute:
     """Serves chat and text completions."""
 
@@ -79,32 +93,41 @@ class GenerateRoute:
     async def _serve(self, surface: Surface, call: _Call) -> None:
         scope, receive, send = call
         request_id = draw_request_id(self._services.rng)
-        model, kind = "", "unary"
+        story = _Story(surface, self._services.flusher.clock())
+        self._metrics.preprocessing += 1
         try:
             headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
             self._admit(scope)
             body = await read_body(receive, self._limit, _content_length(scope))
             prepared = await self._preparer.prepare(surface, body)
             del body
-            model, kind = prepared.served.card.name, "stream" if prepared.spec.stream else "unary"
-            plans = self._plans(request_id, prepared, headers)
-        except Cancelled:
-            self._count(model, surface, kind, "cancelled")
+            story.model, story.kind = prepared.served.card.name, "stream" if prepared.spec.stream else "unary"
+            story.prepared_seconds = self._since(story)
+            plans = self._plans(request_id, prepared, headers, story.prepared_seconds)
+        except Cancelled as error:
+            self._count_refused(story, error)
             return
         except HoldfastError as error:
-            self._count(model, surface, kind, error.code)
+            self._count_refused(story, error)
             await self._refuse(send, error, headers_label(scope) or request_id)
             return
         except Exception:
             log.exception("request %s could not be prepared", request_id)
-            self._count(model, surface, kind, "internal")
-            await self._refuse(send, InternalError("The request could not be prepared."), request_id)
+            fault = InternalError("The request could not be prepared.")
+            self._count_refused(story, fault)
+            await self._refuse(send, fault, request_id)
             return
-        with self._metrics.inflight.labels(model).track_inprogress():
+        finally:
+            self._metrics.preprocessing -= 1
+        self._metrics.prepared(story.prepared_seconds)
+        self._metrics.begun(story.model, surface, story.kind)
+        with self._metrics.inflight.labels(self._metrics.label(story.model)).track_inprogress():
             outcome = await self._run(request_id, prepared, plans, call)
-        self._count(model, surface, kind, outcome)
+        self._metrics.finished(story.model, surface, story.kind, outcome, self._since(story))
 
-    async def _run(self, request_id: RequestId, prepared: Prepared, plans: list[Plan], call: _Call) -> str:
+    async def _run(
+        self, request_id: RequestId, prepared: Prepared, plans: list[Plan], call: _Call
+    ) -> HoldfastError | None:
         async with asyncio.TaskGroup() as group:
             reply = self._reply(call, group)
             kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
@@ -113,7 +136,7 @@ class GenerateRoute:
                 request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
             except HoldfastError as error:
                 answer.refuse(error)
-                return error.code
+                return error
             answer.begin(request)
             self.active[request_id] = request
             self.idle.clear()
@@ -123,7 +146,7 @@ class GenerateRoute:
                 while (await call.receive())["type"] != "http.disconnect":
                     pass
                 if not answer.done:
-                    request.cancel("client_disconnected")
+                    await self._left(request, driver)
                 await driver
             finally:
                 self._keep_alive.remove(reply)
@@ -131,7 +154,14 @@ class GenerateRoute:
                 if not self.active:
                     self.idle.set()
                 reply.abandon()
-        return answer.outcome
+        return answer.error
+
+    async def _left(self, request: Request, driver: asyncio.Task[None]) -> None:
+        """The client has gone before its answer was complete: wind the request up."""
+        self._metrics.disconnects.labels(self._metrics.label(request.model)).inc()
+        with self._metrics.disconnected.track_inprogress():
+            request.cancel("client_disconnected")
+            await driver
 
     def _reply(self, call: _Call, group: asyncio.TaskGroup) -> Reply:
         return Reply(
@@ -142,7 +172,7 @@ class GenerateRoute:
             stall_timeout=self._config.requests.client_stall_timeout,
         )
 
-    def _plans(self, request_id: RequestId, prepared: Prepared, headers: RequestHeaders) -> list[Plan]:
+    def _plans(self, request_id: RequestId, prepared: Prepared, headers: RequestHeaders, seconds: float) -> list[Plan]:
         spec = prepared.spec
         card = prepared.served.card
         bounds = self._bounds(headers)
@@ -172,6 +202,7 @@ class GenerateRoute:
                         choice=choice,
                         label=headers.label,
                         traceparent=headers.traceparent,
+                        prepared_seconds=seconds,
                         priority=steering.priority,
                         cache_salt=spec.cache_salt,
                         terminal_ids=terminal,
@@ -199,11 +230,12 @@ class GenerateRoute:
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
 
-    def _count(self, model: str, surface: Surface, kind: str, outcome: str) -> None:
-        status = "success" if outcome == "" else "error"
-        self._metrics.requests.labels(model, surface, kind, status, outcome).inc()
-        if outcome in ("cancelled", "client_stalled"):
-            self._metrics.cancellations.labels(model, surface, kind).inc()
+    def _since(self, story: _Story) -> float:
+        return (self._services.flusher.clock() - story.arrived) / 1e9
+
+    def _count_refused(self, story: _Story, error: HoldfastError) -> None:
+        self._metrics.begun(story.model, story.surface, story.kind)
+        self._metrics.finished(story.model, story.surface, story.kind, error, self._since(story))
 
 
 def headers_label(scope: Any) -> str:

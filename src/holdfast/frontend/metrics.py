@@ -1,106 +1,224 @@
 """The frontend's counters, under the names that Dynamo's users know, and the observer that feeds them.
 
-Names, labels and units: reference, section 3. Nothing here runs per token; what happens per token is summed by
-the streams and added when they end. Must never decide anything.
+Names, labels and units stand in `telemetry.catalogue`. Nothing here runs per token; what happens per token is a
+number in the stream's `Rhythm`, added up when the stream ends, every some thousand tokens, and when somebody
+scrapes. What can be read off the frontend's state is read then (`gauges`). Must never decide anything.
 """
 
 from __future__ import annotations
 
-import asyncio
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-
 from holdfast.base.errors import HoldfastError
 from holdfast.requests.generation import Generation
-from holdfast.requests.migration import MigrationType
 from holdfast.requests.plan import Ending
+from holdfast.runtime.notices import PoolEvent
+from holdfast.runtime.pool import Worker
+from holdfast.telemetry.catalogue import CATALOGUE
+from holdfast.telemetry.metric import UNKNOWN, LabelValues, MetricSettings, Registry
+from holdfast.telemetry.outcomes import error_type
+from holdfast.telemetry.rhythm import TICKS_PER_SECOND
 
-_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_OUTCOMES = {"cancelled": "cancelled", "failed": "failure", "expired": "failure", "rejected": "failure"}
+
+
+class LastSeen:
+    """The latest stream on one worker."""
+
+    __slots__ = ("first_token", "inter_token", "prompt_tokens")
+
+    def __init__(self) -> None:
+        self.first_token = 0.0
+        self.inter_token = 0.0
+        self.prompt_tokens = 0
 
 
 class FrontendMetrics:
     """All metrics of one frontend in a registry of their own; an `Observer` of the request lifecycle."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        r = self.registry
-        self.requests = Counter(
-            "dynamo_frontend_requests",
-            "HTTP requests by outcome.",
-            ("model", "endpoint", "request_type", "status", "error_type"),
-            registry=r,
-        )
-        self.inflight = Gauge("dynamo_frontend_inflight_requests", "Requests being served.", ("model",), registry=r)
-        self.leases = Gauge("holdfast_frontend_leases", "Leases held, by kind; zero at rest.", ("kind",), registry=r)
-        self.migrations = Counter(
-            "dynamo_frontend_model_migration",
-            "Streams moved to another worker.",
-            ("model", "migration_type"),
-            registry=r,
-        )
-        self.migration_gap = Histogram(
-            "holdfast_frontend_migration_gap_seconds",
-            "From the failure of an attempt to the next new token.",
-            ("model",),
-            registry=r,
-            buckets=_SECONDS,
-        )
-        self.cancellations = Counter(
-            "dynamo_frontend_model_cancellation",
-            "Requests cancelled by their client.",
-            ("model", "endpoint", "request_type"),
-            registry=r,
-        )
-        self.attempt_failures = Counter(
-            "holdfast_frontend_attempt_failures", "Attempts that failed, by error code.", ("model", "code"), registry=r
-        )
-        self.first_token = Histogram(
-            "dynamo_frontend_time_to_first_token_seconds",
-            "From arrival to the first token.",
-            ("model",),
-            registry=r,
-            buckets=_SECONDS,
-        )
-        self.duration = Histogram(
-            "dynamo_frontend_request_duration_seconds",
-            "From arrival to the end.",
-            ("model",),
-            registry=r,
-            buckets=_SECONDS,
-        )
-        self.output_tokens = Counter(
-            "dynamo_frontend_output_tokens", "Tokens delivered to clients.", ("model",), registry=r
-        )
-        self.input_tokens = Counter("dynamo_frontend_input_tokens", "Prompt tokens.", ("model",), registry=r)
-        self.tokens_after_cancel = Gauge(
-            "holdfast_worker_tokens_after_cancel",
-            "Tokens that a worker's engine generated after a cancel had reached it.",
-            ("worker",),
-            registry=r,
-        )
+    def __init__(self, settings: MetricSettings | None = None) -> None:
+        self.source = r = Registry(CATALOGUE, "frontend", settings)
+        self.registry = r.registry
+        self.requests = r.counter("dynamo_frontend_requests_total")
+        self.started = r.counter("dynamo_frontend_requests_started_total")
+        self.inflight = r.gauge("dynamo_frontend_inflight_requests")
+        self.disconnected = r.gauge("dynamo_frontend_disconnected_clients")
+        self.disconnects = r.counter("holdfast_frontend_client_disconnects_total")
+        self.stages = r.histogram("dynamo_frontend_stage_duration_seconds")
+        self.duration = r.histogram("dynamo_frontend_request_duration_seconds")
+        self.first_tokens = r.histogram("dynamo_frontend_time_to_first_token_seconds")
+        self.gaps = r.gaps("dynamo_frontend_inter_token_latency_seconds")
+        self.input_lengths = r.histogram("dynamo_frontend_input_sequence_tokens")
+        self.output_lengths = r.histogram("dynamo_frontend_output_sequence_tokens")
+        self.cached = r.histogram("dynamo_frontend_cached_tokens")
+        self.output_tokens = r.counter("dynamo_frontend_output_tokens_total")
+        self.input_tokens = r.counter("dynamo_frontend_input_tokens_total")
+        self.failures = r.counter("dynamo_frontend_failures_total")
+        self.migrations = r.counter("dynamo_frontend_model_migration_total")
+        self.migration_duration = r.histogram("dynamo_frontend_model_migration_duration_seconds")
+        self.migration_gap = r.histogram("holdfast_frontend_migration_gap_seconds")
+        self.migration_too_long = r.counter("dynamo_frontend_model_migration_max_seq_len_exceeded_total")
+        self.cancellations = r.counter("dynamo_frontend_model_cancellation_total")
+        self.rejections = r.counter("dynamo_frontend_model_rejection_total")
+        self.rejections_by_knob = r.counter("holdfast_frontend_rejection_total")
+        self.attempt_failures = r.counter("holdfast_frontend_attempt_failures_total")
+        self.joins = r.counter("holdfast_frontend_joins_total")
+        self.transitions = r.counter("holdfast_frontend_worker_transitions_total")
+        self.queue_time = r.histogram("dynamo_request_plane_queue_seconds")
+        self.send_time = r.histogram("dynamo_request_plane_send_seconds")
+        self.roundtrip = r.histogram("dynamo_request_plane_roundtrip_ttft_seconds")
+        self.loop_delay = r.histogram("dynamo_frontend_event_loop_delay_seconds")
+        self.loop_stalls = r.counter("dynamo_frontend_event_loop_stall_total")
+        self.last_seen: dict[str, LastSeen] = {}
+        """By worker; forgotten with it."""
+        self.preprocessing = 0
+        """Requests that are being read, rendered and tokenized."""
+        self._models = LabelValues()
+        self._states: dict[str, str] = {}
+        self._stage_route = self.stages.labels("route")
+        self._stage_roundtrip = self.stages.labels("transport_roundtrip")
+        self._stage_preprocess = self.stages.labels("preprocess")
+
+    # the HTTP side
+
+    def prepared(self, seconds: float) -> None:
+        """A request has been read, rendered and tokenized."""
+        self._stage_preprocess.observe(seconds)
+
+    def begun(self, model: str, surface: str, kind: str) -> None:
+        """A request has been taken in. ``model`` empty: it names none of ours."""
+        self.started.labels(self.label(model), surface, kind).inc()
+
+    def finished(self, model: str, surface: str, kind: str, error: HoldfastError | None, seconds: float) -> None:
+        """A request that `begun` was told of has ended, well or with this error."""
+        model = self.label(model)
+        word = error_type(error)
+        self.requests.labels(model, surface, kind, "error" if error else "success", word).inc()
+        if error is None:
+            self.duration.labels(model).observe(seconds)
+            return
+        self.failures.labels(error.fault, error.code).inc()
+        if word == "cancelled":
+            self.cancellations.labels(model, surface, kind).inc()
+        elif error.fault == "capacity":
+            self.rejections.labels(model, surface).inc()
+            layer, knob = str(error.details.get("layer", "fleet")), str(error.details.get("knob", "workers"))
+            self.rejections_by_knob.labels(model, layer, knob).inc()
+        if model != UNKNOWN:
+            self.duration.labels(model).observe(seconds)
+
+    def label(self, model: str) -> str:
+        """Return the model as a label."""
+        return self._models.bounded(model) if model else UNKNOWN
 
     # the observer
 
     def attempt_started(self, generation: Generation) -> None:
         """See `Observer`."""
+        if generation.driver.history.attempts == 1:
+            waited = _now(generation)
+            self.queue_time.observe(waited)
+            self._stage_route.observe(waited)
+            plan = generation.plan
+            model = self.label(plan.model)
+            if not plan.choice:
+                self.input_tokens.labels(model).inc(plan.prompt_length)
+                self.input_lengths.labels(model).observe(plan.prompt_length)
+
+    def attempt_sent(self, seconds: float) -> None:
+        """See `Observer`."""
+        self.send_time.observe(seconds)
 
     def accepted(self, generation: Generation, first: bool) -> None:
         """See `Observer`."""
+        if first:
+            self._stage_roundtrip.observe(max(0.0, _now(generation) - _at(generation, "attempt")))
+
+    def first_token(self, generation: Generation) -> None:
+        """See `Observer`."""
+        plan = generation.plan
+        waited = _now(generation) + plan.prepared_seconds
+        self.roundtrip.observe(max(0.0, _now(generation) - _at(generation, "attempt")))
+        if not plan.choice:
+            self.first_tokens.labels(self.label(plan.model)).observe(waited)
+        last = self.last_seen.get(generation.worker)
+        if last is None:
+            last = self.last_seen[generation.worker] = LastSeen()
+        last.first_token, last.prompt_tokens = waited, plan.prompt_length
+
+    def progressed(self, generation: Generation) -> None:
+        """Add up what came since the last time; see `Observer`."""
+        model = self.label(generation.plan.model)
+        rhythm = generation.rhythm
+        counts = rhythm.fold()
+        if counts:
+            self.gaps.of(model).add(counts)
+        fresh = generation.delivered - rhythm.reported
+        if fresh > 0:
+            rhythm.reported = generation.delivered
+            self.output_tokens.labels(model).inc(fresh)
 
     def migration_started(self, generation: Generation, error: HoldfastError) -> None:
         """See `Observer`."""
-        model = generation.plan.model
-        kind: MigrationType = generation.migration_type
+        model = self.label(generation.plan.model)
         self.attempt_failures.labels(model, error.code).inc()
-        self.migrations.labels(model, kind).inc()
+        self.migrations.labels(model, generation.migration_type).inc()
 
     def migrated(self, generation: Generation, gap_seconds: float) -> None:
         """See `Observer`."""
-        self.migration_gap.labels(generation.plan.model).observe(gap_seconds)
+        model = self.label(generation.plan.model)
+        self.migration_gap.labels(model).observe(gap_seconds)
+        self.migration_duration.labels(model, generation.migration_type, "success").observe(gap_seconds)
 
     def ended(self, generation: Generation, ending: Ending) -> None:
         """See `Observer`."""
-        plan = generation.plan
-        self.input_tokens.labels(plan.model).inc(plan.prompt_length)
-        self.output_tokens.labels(plan.model).inc(ending.completion_tokens)
-        self.duration.labels(plan.model).observe(asyncio.get_running_loop().time() - generation.started_at)
+        self.progressed(generation)
+        model = self.label(generation.plan.model)
+        self.output_lengths.labels(model).observe(ending.completion_tokens)
+        if ending.state == "done":
+            self.cached.labels(model).observe(ending.cached_tokens)
+        rhythm = generation.rhythm
+        last = self.last_seen.get(generation.worker)
+        if last is not None and rhythm.tokens > 1:
+            last.inter_token = (rhythm.last - rhythm.first) / TICKS_PER_SECOND / (rhythm.tokens - 1)
+        if ending.moves:
+            self._ended_after_moves(generation, ending, model)
+        if ending.error is not None and "sequence_length" in ending.error.details:
+            self.migration_too_long.labels(model).inc()
+
+    def _ended_after_moves(self, generation: Generation, ending: Ending, model: str) -> None:
+        if ending.join != "none":
+            self.joins.labels(model, ending.join).inc()
+        outcome = _OUTCOMES.get(ending.state)
+        if outcome is not None and not ending.moves[-1].gap_seconds:
+            seconds = max(0.0, _now(generation) - _at(generation, "failed"))
+            self.migration_duration.labels(model, generation.migration_type, outcome).observe(seconds)
+
+    # the pool
+
+    def pool_event(self, event: PoolEvent, worker: Worker) -> None:
+        """Count changes of state (`WorkerPool.subscribe`)."""
+        if event == "pong":
+            return
+        if event == "removed":
+            self._states.pop(worker.instance, None)
+            self.last_seen.pop(worker.instance, None)
+            return
+        state = shown_state(worker)
+        if self._states.get(worker.instance) != state:
+            self._states[worker.instance] = state
+            bad = state in ("suspect", "ejected") and worker.last_error is not None
+            self.transitions.labels(state, worker.last_error.code if bad and worker.last_error else "").inc()
+
+
+def shown_state(worker: Worker) -> str:
+    """Return a worker's state as metrics and explanations name it: draining is one of its own."""
+    return "draining" if worker.draining and worker.state == "usable" else worker.state
+
+
+def _now(generation: Generation) -> float:
+    """Return the seconds since the stream began."""
+    return (generation.flusher.clock() - generation.born) / 1e9
+
+
+def _at(generation: Generation, event: str) -> float:
+    """Return when an event was noted last."""
+    return next((at for at, name, _ in reversed(generation.timeline) if name == event), 0.0)

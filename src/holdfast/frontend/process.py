@@ -11,6 +11,7 @@ import gc
 import logging
 import random
 import signal
+import time
 
 import uvloop
 
@@ -30,6 +31,7 @@ from holdfast.runtime.inhibition import InhibitionSettings
 from holdfast.runtime.pool import PoolSettings, WorkerPool
 from holdfast.runtime.progress import HangSettings
 from holdfast.runtime.transport import TcpTransport
+from holdfast.telemetry.loop_delay import watch_loop
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ async def serve(config: FrontendConfig) -> int:
     sock = listen(config.http_host, config.http_port)
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
-    flusher = Flusher()
+    flusher = Flusher(time.monotonic_ns)
     pool = WorkerPool(
         discovery,
         TcpTransport(),
@@ -69,7 +71,7 @@ async def serve(config: FrontendConfig) -> int:
         ),
         on_read_done=flusher.flush,
     )
-    metrics = FrontendMetrics()
+    metrics = FrontendMetrics(config.metrics)
     services = Services(config.requests, pool, flusher, metrics, rng=rng, mode=config.router_mode)
     registry = ModelRegistry(pool, ArtifactStore())
     frontend = Frontend(config, services, pool, registry, metrics)
@@ -78,6 +80,7 @@ async def serve(config: FrontendConfig) -> int:
         await pool.start()
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(registry.run())
+            looking = group.create_task(watch_loop(flusher.clock, metrics.loop_delay.observe, metrics.loop_stalls.inc))
             stopping = group.create_task(_await_signals(frontend, server, config))
             gc.collect()
             gc.freeze()
@@ -85,6 +88,7 @@ async def serve(config: FrontendConfig) -> int:
             log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
             await server.serve(sockets=[sock])
             loading.cancel()
+            looking.cancel()
             stopping.cancel()
     finally:
         services.close()

@@ -102,8 +102,11 @@ class Driver:
         attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
         generation.note("attempt", placed.worker.instance)
         generation.enter("dispatched")
-        self._services.observer.attempt_started(generation)
+        observer, clock = self._services.observer, generation.flusher.clock
+        observer.attempt_started(generation)
+        began = clock()
         attempt.start()
+        observer.attempt_sent((clock() - began) / 1e9)
         return attempt
 
     async def _after_failure(self, attempt: Attempt, error: HoldfastError) -> None:

@@ -6,8 +6,12 @@ is written once, whatever number of its choices moved. Must never let one stream
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Callable
 from typing import Protocol
+
+from holdfast.telemetry.rhythm import NS_PER_TICK
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +31,19 @@ class Writable(Protocol):
 
 
 class Flusher:
-    """Call `flush` after each read (`Link.on_read_done`)."""
+    """Call `flush` after each read (`Link.on_read_done`).
 
-    __slots__ = ("streams", "writers")
+    Args:
+        clock: a stopwatch in nanoseconds, for telemetry alone; None: the running loop's time, which uvloop
+            rounds to milliseconds.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("clock", "streams", "tick", "writers")
+
+    def __init__(self, clock: Callable[[], int] | None = None) -> None:
+        self.clock = clock or _loop_ns
+        self.tick = 0
+        """When the present read came, for everything that it touched (`telemetry.rhythm`)."""
         self.streams: list[Deliverable] = []
         """Appended to by attempts when their stream becomes dirty."""
         self.writers: list[Writable] = []
@@ -40,6 +52,7 @@ class Flusher:
     def flush(self) -> None:
         """Deliver every touched stream, then write every touched response."""
         if self.streams:
+            self.look()
             streams, self.streams = self.streams, []
             for stream in streams:
                 try:
@@ -53,3 +66,11 @@ class Flusher:
                     writer.push()
                 except Exception:
                     log.exception("a response could not be written; the others go on")
+
+    def look(self) -> None:
+        """Read the clock: something will be delivered now."""
+        self.tick = self.clock() // NS_PER_TICK
+
+
+def _loop_ns() -> int:
+    return int(asyncio.get_running_loop().time() * 1e9)

@@ -22,6 +22,7 @@ from holdfast.requests.need import Need
 from holdfast.requests.plan import Ending, Plan
 from holdfast.requests.states import State, check
 from holdfast.runtime.streams import Logprobs
+from holdfast.telemetry.rhythm import Rhythm
 
 if TYPE_CHECKING:
     from holdfast.requests.service import Services
@@ -55,9 +56,9 @@ class Generation:
     """See the module. Created per choice; `run` once; `cancel` any time."""
 
     __slots__ = (
-        "_doubted", "_end", "_observer", "_output", "attempt", "count", "delivered", "dirty", "driver", "ended",
-        "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan", "seen", "seen_at",
-        "started_at", "state", "timeline", "worker",
+        "_came", "_doubted", "_end", "_observer", "_output", "attempt", "born", "count", "delivered", "dirty",
+        "driver", "ended", "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan",
+        "rhythm", "seen", "seen_at", "started_at", "state", "timeline", "worker",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, output: Output, services: Services):
@@ -85,6 +86,10 @@ class Generation:
         self.seen = -1
         """Count at the deadline keeper's last look, and since when it stands there."""
         self.seen_at = 0.0
+        self.born = services.flusher.clock()
+        """Nanoseconds of telemetry's stopwatch, from which the timeline counts."""
+        self.rhythm = Rhythm()
+        self._came = self.rhythm.ticks.append
         self.timeline: list[tuple[float, str, str]] = []
         """(seconds since start, event, detail), a handful per attempt."""
         self.driver = Driver(self, services)
@@ -113,9 +118,13 @@ class Generation:
                 logprobs, self.pending_logprobs = self.pending_logprobs, []
             if self.count > self.longest:
                 tokens, logprobs = self._cut(tokens, logprobs)
+            self._came(self.flusher.tick)
             if self.state == "accepted":
-                self.enter("streaming")
-            delivered = self.delivered = self.delivered + len(tokens)
+                self._begin_streaming()
+            number = len(tokens)
+            if number != 1:
+                self.rhythm.burst(number)
+            delivered = self.delivered = self.delivered + number
             try:
                 self.generated.fromlist(tokens)
                 used = self._output.deliver(tokens, logprobs)
@@ -123,14 +132,21 @@ class Generation:
                 self._fault("take tokens", error)
                 return
             if used >= 0:
-                self.delivered = delivered + used - len(tokens)
+                self.delivered = delivered + used - number
                 self._finish("stop")
                 return
             attempt = self.attempt
             if attempt is not None and delivered > attempt.refill_at:
                 attempt.grant_credit()
+                self._observer.progressed(self)
         if self._end is not None:
             self._finish(self._end[0])
+
+    def _begin_streaming(self) -> None:
+        self.enter("streaming")
+        if not self.delivered:
+            self.note("first token")
+            self._observer.first_token(self)
 
     def _cut(self, tokens: list[int], logprobs: Logprobs | None) -> tuple[list[int], Logprobs | None]:
         """Drop what a worker sent over the limit."""
@@ -284,7 +300,7 @@ class Generation:
 
     def note(self, event: str, detail: str = "") -> None:
         """Add to the timeline."""
-        self.timeline.append((asyncio.get_running_loop().time() - self.started_at, event, detail))
+        self.timeline.append(((self.flusher.clock() - self.born) / 1e9, event, detail))
 
     def enter(self, state: State) -> None:
         """Go on to a state that the table allows."""

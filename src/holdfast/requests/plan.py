@@ -45,6 +45,8 @@ class Plan(msgspec.Struct, frozen=True):
     choice: int = 0
     label: str = ""
     traceparent: str = ""
+    prepared_seconds: float = 0.0
+    """From the request's arrival to this plan; telemetry alone reads it."""
     priority: int = 0
     cache_salt: str | None = None
     """Keeps prefix caches of different owners apart."""

@@ -31,8 +31,17 @@ class Observer(Protocol):
     def attempt_started(self, generation: Generation) -> None:
         """An attempt goes out."""
 
+    def attempt_sent(self, seconds: float) -> None:
+        """It has been encoded and handed to the network, which took so long."""
+
     def accepted(self, generation: Generation, first: bool) -> None:
         """A worker owns the stream; ``first``: of this stream."""
+
+    def first_token(self, generation: Generation) -> None:
+        """The stream's very first tokens go out."""
+
+    def progressed(self, generation: Generation) -> None:
+        """Some thousand tokens more have gone out: a good moment to add them up."""
 
     def migration_started(self, generation: Generation, error: HoldfastError) -> None:
         """An attempt failed and another one will be made."""

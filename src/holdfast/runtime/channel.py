@@ -12,6 +12,7 @@ from typing import Protocol, cast
 from holdfast.base.errors import Disconnected, HoldfastError
 from holdfast.runtime.flush import Flusher
 from holdfast.runtime.transport import ByteStream
+from holdfast.telemetry.traffic import TRAFFIC
 from holdfast.wire.caller import CallerConnection
 from holdfast.wire.frames import Draining, Pong, Welcome
 
@@ -60,6 +61,7 @@ class Channel(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """All frames go to their streams, then the owner flushes what they touched, then events are told."""
         owner = self._owner
+        TRAFFIC.received += len(data)
         owner.heard(self._loop.time())
         try:
             events = self.core.receive(data)
@@ -110,6 +112,7 @@ class Channel(asyncio.Protocol):
         if stream is None:
             return
         self.error = error
+        TRAFFIC.errors += 1
         self._flusher.flush()
         self._flusher.detach()
         if self.paused:

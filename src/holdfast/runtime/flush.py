@@ -10,6 +10,7 @@ import asyncio
 
 from holdfast.base.limits import WRITE_BUFFER_BYTES
 from holdfast.runtime.transport import ByteStream
+from holdfast.telemetry.traffic import TRAFFIC
 from holdfast.wire.outbox import Outbox
 
 
@@ -50,7 +51,9 @@ class Flusher:
         stream = self._stream
         if stream is not None and self._outbox:
             self._written = True
-            stream.write(self._outbox.take())
+            data = self._outbox.take()
+            TRAFFIC.sent += len(data)
+            stream.write(data)
 
     def take_written(self) -> bool:
         """Whether anything was written since the last call."""
