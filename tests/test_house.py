@@ -46,7 +46,7 @@ TASKS_ALLOWED = {
     "runtime/link.py": "the bulk connection's task is held by the link and cancelled by its close",
     "runtime/pool.py": "the pool's own task, from start to close",
     "runtime/serving.py": "one task per incoming call, held with its context until it has ended",
-    "worker/process.py": "waits that are raced against signals, awaited or cancelled in place",
+    "worker/process.py": "the watches over the engine, cancelled and awaited in place by `run`",
 }
 
 

@@ -92,10 +92,10 @@ async def test_stop_cancels_in_the_engine_and_ends_once():
 async def test_tokens_after_a_cancel_are_counted_and_dropped():
     host, engine = await started()
     call = call_into(host)
-    before = host.pong()[0].tokens_after_cancel
+    before = host.measure()[0].tokens_after_cancel
     call.on_stop("bye")
     engine.step([engine.token(1, 0), engine.token(99, 0)])
-    assert host.pong()[0].tokens_after_cancel == before + 2
+    assert host.measure()[0].tokens_after_cancel == before + 2
     assert call.connection.batches == []
 
 
@@ -205,14 +205,14 @@ async def test_the_deadline_of_the_call_is_the_backstop(monkeypatch):
 
 async def test_pong_carries_progress_load_and_state():
     host = EngineHost(ScriptEngine())
-    assert host.pong()[2] == "starting"
+    assert host.state == "starting"
     host.engine.phase = "warming"
-    assert host.pong()[2] == "warming"
+    assert host.state == "warming"
     assert call_into(host).said[0][1].code == "engine_failed"
     await host.start(lambda what, share: None)
     host.engine.phase = "decode"
     call_into(host)
-    progress, load, state = host.pong()
+    (progress, load), state = host.measure(), host.state
     assert (progress.steps, progress.tokens, progress.prefilled, progress.phase) == (3, 4, 5, "decode")
     assert (progress.in_flight, progress.tokens_after_cancel, progress.silent_step_seconds) == (1, 2, 0.5)
     assert (load.running, load.kv_total_blocks, load.prefill_tokens, state) == (1, 10, 7, "ready")

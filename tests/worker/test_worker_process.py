@@ -1,7 +1,6 @@
 """Real worker processes over real sockets: start, serve, misbehave, drain, die."""
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import random
@@ -22,7 +21,6 @@ from holdfast.models.card import PromptFiles
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import WorkerProcess
-from holdfast.worker.status import StatusServer
 from tests.engines.mock.mockrun import request
 from tests.worker.remote import call, generate, linked, pong, worker_child
 
@@ -256,54 +254,6 @@ async def test_stopping_while_the_engine_starts(phase):
         worker.stop()
         assert await running == 0
     assert not hub.records
-
-
-async def test_alive_is_not_ready():
-    worker = a_worker(MemHub(), MockEngine(MockConfig(warmup_seconds=0.3)), system_port=0)
-    running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(5):
-        while worker.host.state != "warming":  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-    live, warming = await ask(worker, "/live"), await ask(worker, "/health")
-    assert (live[0], live[1]["status"]) == (200, "live")
-    assert (warming[0], warming[1]["status"], warming[1]["state"]) == (503, "notready", "warming")
-    async with asyncio.timeout(10):
-        await worker.ready.wait()
-    status, facts = await ask(worker, "/health?verbose=1")
-    assert (status, facts["status"], facts["endpoints"]["generate"]) == (200, "ready", "ready")
-    assert facts["load"]["kv_total_blocks"] == MockConfig().num_blocks
-    assert (await ask(worker, "/else"))[0] == 404
-    assert (await ask(worker, "/live", "POST"))[0] == 405
-    worker.stop()
-    assert await asyncio.wait_for(running, 10) == 0
-    with pytest.raises(OSError, match="Connect"):
-        await ask(worker, "/live")
-
-
-async def ask(worker, path, method="GET"):
-    host, port = worker.status.address.rsplit(":", 1)
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"{method} {path} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
-    async with asyncio.timeout(5):
-        answer = await reader.read()
-    writer.close()
-    head, _, body = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), json.loads(body)
-
-
-async def test_the_status_server_is_bounded():
-    server = StatusServer(lambda: {"state": "ready"})
-    await server.start("127.0.0.1", 0)
-    host, port = server.address.split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(b"GET /" + b"x" * 100_000)
-    async with asyncio.timeout(5):
-        with contextlib.suppress(OSError):
-            assert await reader.read() == b""
-    writer.close()
-    _, idle = await asyncio.open_connection(host, int(port))
-    await server.close()
-    idle.close()
 
 
 async def test_an_engine_that_does_not_get_ready_is_given_up():

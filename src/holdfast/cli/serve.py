@@ -90,7 +90,7 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig]:
 
 def _fixed_ports(worker: WorkerConfig, number: int) -> tuple[str, ...]:
     """Return the ports of one worker: successive ones where the settings fix the first."""
-    ports = {"tcp-rpc-port": worker.rpc_port, "system-port": worker.system_port}
+    ports = {"tcp-rpc-port": worker.rpc_port, "system-port": worker.system.system_port}
     return tuple(f"--{flag}={port + number}" for flag, port in ports.items() if port > 0)
 
 

@@ -259,6 +259,10 @@ class Engine(abc.ABC):
         """Return and forget the KV events since the last call, in order."""
         return []
 
+    def child_pids(self) -> tuple[int, ...]:
+        """Return the processes without which this engine cannot work; their end is its death."""
+        return ()
+
     async def check(self) -> None:
         """The engine's own health check. Raises EngineFailed when it knows that it is broken."""
         return

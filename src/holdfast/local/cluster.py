@@ -90,6 +90,7 @@ class LocalCluster:
         self._epoch = draw_epoch(rng)
         self._changed = asyncio.Event()
         self._serving: set[str] = set()
+        environ = {"DYN_SYSTEM_PORT": "0", **environ}  # a status server for every process, each on a port of its own
         self.supervisor = Supervisor(_specs(plan, rng), environ, relay, self._changed.set)
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from holdfast.base.settings import setting
+from holdfast.health.config import CanaryConfig, SystemConfig
 
 EngineName = Literal["llamacpp", "mock"]
 
@@ -84,9 +85,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         True
     )
     """Only engines that can be commanded (mock) have one, and only on a loopback address."""
-    system_host: Annotated[str, setting("DYN_SYSTEM_HOST", "Address of the status server.")] = "127.0.0.1"
-    """Bind address of health and metrics."""
-    system_port: Annotated[
-        int, setting("DYN_SYSTEM_PORT", "Port of the status server; 0 picks a free one, negative: none.", le=65535)
-    ] = -1
-    """Negative: no status server."""
+    system: SystemConfig = SystemConfig()
+    """The status server."""
+    health: CanaryConfig = CanaryConfig()
+    """How the worker tests its own engine."""

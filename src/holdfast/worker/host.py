@@ -77,6 +77,12 @@ class EngineHost:
         self.engine = engine
         self.limit = limit
         self.leases = LeaseBook()
+        """What callers have in hand; canaries are counted apart."""
+        self.deliveries = 0
+        """Rises with every step that brought tokens for a caller."""
+        self._canary_leases = LeaseBook()
+        self._canaries: set[str] = set()
+        """Request ids of the canaries under way."""
         self.models: frozenset[str] = frozenset()
         """Names that requests may carry; empty: any."""
         self.death: HoldfastError | None = None
@@ -105,17 +111,22 @@ class EngineHost:
         """The worker's state as callers see it."""
         if self._stage == "starting" and self.engine.progress().phase == "warming":
             return "warming"
-        if self._stage == "ready" and len(self._sequences) >= self.limit:
+        if self._stage == "ready" and self.in_flight >= self.limit:
             return "saturated"
         return self._stage
 
     @property
-    def in_flight(self) -> int:
-        """Sequences accepted and not over."""
-        return len(self._sequences)
+    def in_service(self) -> bool:
+        """Whether the engine is there to be used: started, alive, not leaving."""
+        return self._stage == "ready"
 
-    def pong(self) -> tuple[Progress, Load, str]:
-        """Return progress, load and state for the next pong (a `PongSource`)."""
+    @property
+    def in_flight(self) -> int:
+        """Sequences accepted and not over, canaries aside."""
+        return self.leases.held("stream")
+
+    def measure(self) -> tuple[Progress, Load]:
+        """Return the engine's counters and load, as a pong shows them."""
         p, q = self.engine.progress(), self.engine.load()
         progress = Progress(
             p.steps,
@@ -123,11 +134,17 @@ class EngineHost:
             p.prefilled,
             p.phase,
             p.silent_step_seconds,
-            len(self._sequences),
+            self.in_flight,
             p.tokens_after_cancel + self._late_tokens,
         )
-        load = Load(q.running, q.waiting, q.kv_used_blocks, q.kv_total_blocks, q.prefill_tokens)
-        return progress, load, self.state
+        return progress, Load(q.running, q.waiting, q.kv_used_blocks, q.kv_total_blocks, q.prefill_tokens)
+
+    def announce_canary(self, request_id: str, begins: bool) -> None:
+        """Tell which request is the worker's own (a `health.probe.Announce`): it is no user's and needs no seat."""
+        if begins:
+            self._canaries.add(request_id)
+        else:
+            self._canaries.discard(request_id)
 
     # calls
 
@@ -146,6 +163,8 @@ class EngineHost:
 
     def _submit(self, call: IncomingCall) -> SequenceKey:
         self._check_open()
+        if call.headers.request_id not in self._canaries:
+            self._check_room()
         try:
             request = _REQUEST.decode(call.payload)
         except msgspec.DecodeError as error:
@@ -168,19 +187,24 @@ class EngineHost:
             raise EngineFailed(f"The engine of this worker is dead: {self.death.message}")
         if stage != "ready":
             raise EngineFailed(f"The engine of this worker is not ready but {self.state}.")
-        if len(self._sequences) >= self.limit:
+
+    def _check_room(self) -> None:
+        if self.in_flight >= self.limit:
             raise WorkerSaturated(
-                f"{len(self._sequences)} sequences are in flight here; the limit is {self.limit}.",
+                f"{self.in_flight} sequences are in flight here; the limit is {self.limit}.",
                 layer="worker",
                 knob="DYN_ENGINE_REQUEST_LIMIT",
                 threshold=self.limit,
-                actual=len(self._sequences),
+                actual=self.in_flight,
             )
 
     def _accept(self, key: SequenceKey, call: IncomingCall) -> None:
-        sequence = _Sequence(key, call, self.leases.take("stream"))
+        canary = call.headers.request_id in self._canaries
+        book = self._canary_leases if canary else self.leases
+        sequence = _Sequence(key, call, book.take("stream"))
         self._sequences[key] = sequence
-        self._idle.clear()
+        if not canary:
+            self._idle.clear()
         call.on_stop = partial(self._stopped, sequence)
         remaining = call.headers.remaining_ms
         if remaining > 0:
@@ -202,7 +226,7 @@ class EngineHost:
         sequence.call.on_stop = None  # also breaks the reference cycle, so that the call is freed at once
         if sequence.deadline is not None:
             sequence.deadline.cancel()
-        if not self._sequences:
+        if not self.in_flight:
             self._idle.set()
         return True
 
@@ -248,6 +272,8 @@ class EngineHost:
                 finished.append((sequence, step))
         for connection, batch in batches.items():
             self._send(connection, batch)
+        if batches and self.in_flight:
+            self.deliveries += 1
         for sequence, step in finished:
             self._finish(sequence, step)
         events = self.engine.take_kv_events()  # always: an engine may keep them until they are taken
@@ -274,12 +300,16 @@ class EngineHost:
             error = step.error or EngineFailed("The engine reported an error without saying which.")
         sequence.call.end(step.finish or "stop", error, step.cached_tokens)
 
+    def die(self, error: HoldfastError) -> None:
+        """Somebody else found out that the engine is dead."""
+        self._on_death(error)
+
     def _on_death(self, error: HoldfastError) -> None:
         if self.death is not None:
             return
         self.death = error
         self._stage = "failed"
-        log.error("the engine died with %d sequences in flight: %s", len(self._sequences), error.message)
+        log.error("the engine died with %d sequences in flight: %s", self.in_flight, error.message)
         failed = EngineFailed(f"The engine died: {error.message}", engine_died=True)
         self._end_all(failed)
         self._on_dead(error)
@@ -297,7 +327,7 @@ class EngineHost:
 
     def send_elsewhere(self, why: str) -> int:
         """End what is in flight so that its callers continue it on other workers; returns how many."""
-        count = len(self._sequences)
+        count = self.in_flight
         self._end_all(WorkerDraining(why))
         return count
 

@@ -25,7 +25,8 @@ from holdfast.base.errors import DeadlineExceeded, HoldfastError
 from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
 from holdfast.base.lineage import die_with_owner
 from holdfast.base.settings import InvalidSetting, load
-from holdfast.engines.contract import Engine, EngineInfo
+from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
+from holdfast.health.status import Metrics
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.server import ServerSettings, WorkerServer
@@ -34,7 +35,7 @@ from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
 from holdfast.worker.host import EngineHost
-from holdfast.worker.status import StatusServer
+from holdfast.worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class WorkerProcess:
         discovery: where to register; not started yet. Closed at the end.
         rng: for ids and nonces; seeded by the system in production.
         transport: the network; None: TCP.
+        metrics: renders what the status server's ``/metrics`` shows; None: nothing.
         on_ready: called once callers can find this worker.
     """
 
@@ -69,6 +71,7 @@ class WorkerProcess:
         rng: random.Random,
         *,
         transport: Transport | None = None,
+        metrics: Metrics | None = None,
         on_ready: Callable[[], None] = lambda: None,
     ):
         self._on_ready = on_ready
@@ -77,13 +80,14 @@ class WorkerProcess:
         self.epoch: Epoch = draw_epoch(rng)
         self.ready = asyncio.Event()
         """Set once callers can find this worker."""
-        self._endpoints: tuple[str, ...] = (GENERATE, ARTIFACT)
         self._ending = asyncio.Event()
         self._hurried = False
         self._patience: asyncio.Timeout | None = None
         """The wait that a signal cuts short, while there is one."""
+        self._rng, self._transport = rng, transport
         self._discovery = discovery
-        self.host = EngineHost(engine, limit=config.engine_request_limit, on_dead=lambda _: self._ending.set())
+        self.host = EngineHost(engine, limit=config.engine_request_limit, on_dead=lambda _: self._end())
+        self.vitals = Vitals(config, self.host, self.instance, metrics)
         self.server = WorkerServer(
             self.instance,
             self.epoch,
@@ -92,14 +96,21 @@ class WorkerProcess:
             secret=config.secret.encode(),
             settings=ServerSettings(insecure=config.insecure),
         )
-        self.status = StatusServer(self._facts)
 
     def stop(self) -> None:
         """Leave in order; called again: leave now."""
         self._hurried = self._ending.is_set()
+        self._end()
+
+    def _end(self) -> None:
         self._ending.set()
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time())
+
+    @property
+    def state(self) -> InstanceState:
+        """The worker's state as callers see it."""
+        return self.vitals.state
 
     async def run(self) -> int:
         """Serve until told to stop or the engine dies; returns the exit code.
@@ -107,106 +118,122 @@ class WorkerProcess:
         Raises:
             HoldfastError: the worker could not start; everything it had started is closed again.
         """
+        watchers: list[asyncio.Task[None]] = []
         try:
-            if self.config.system_port >= 0:
-                await self.status.start(self.config.system_host, self.config.system_port)
+            self.vitals.start()
             await self._discovery.start()
-            info = await self._start_engine()
-            if info is not None:
-                await self._register(info)
+            record = await self._begin(watchers)
+            if record is not None:
+                await self._enter(record)
+                watchers.append(asyncio.create_task(self.vitals.canary.run(), name="canary"))
+                keeper = asyncio.create_task(self._keep_record(record), name="record")
+                watchers.append(keeper)
                 await self._ending.wait()
+                await _cancelled(keeper)  # a record that is withdrawn must not be published anew
                 await self._leave()
         finally:
+            await _cancelled(*watchers)
             await self._close()
         return EXIT_DONE if self.host.death is None else EXIT_ENGINE_DIED
 
     # starting
 
-    async def _start_engine(self) -> EngineInfo | None:
-        """Return what the engine says, or None when we were told to stop while it started."""
+    async def _begin(self, watchers: list[asyncio.Task[None]]) -> InstanceRecord | None:
+        """Start the engine, listen, and prove that a request goes through; None when told to stop meanwhile."""
         if self._ending.is_set():
             return None
         bound = self.config.engine_start_timeout
         scope = self._patience = asyncio.timeout(bound)
         try:
             async with scope:
-                return await self.host.start(_ProgressLines())
+                info = await self.host.start(_ProgressLines(self.vitals.loading))
+                watchers.append(asyncio.create_task(self.vitals.watch.run(), name="engine-watch"))
+                record = await self._listen(info)
+                self.vitals.serve(info, record, self._transport, self._rng)
+                await self.vitals.canary.prove()
         except TimeoutError:
             if not scope.expired():
                 raise
+        else:
+            return record
         finally:
             self._patience = None
         if self._ending.is_set():
             return None
         raise DeadlineExceeded(
-            f"The engine was not ready within {bound:g} s (DYN_ENGINE_START_TIMEOUT_SECS).",
-            stage="engine start",
+            f"The worker was not ready within {bound:g} s (DYN_ENGINE_START_TIMEOUT_SECS): "
+            f"{'; '.join(self.vitals.readiness.verdict.reasons)}.",
+            stage="start",
             threshold=bound,
         )
 
-    async def _register(self, info: EngineInfo) -> None:
-        """Open the port and let callers know."""
+    async def _listen(self, info: EngineInfo) -> InstanceRecord:
+        """Open the port; returns the record by which callers will find this worker."""
         config = self.config
         published = publish(info, name=config.served_model_name, aliases=config.model_aliases)
         self.host.models = frozenset({published.card.name, *config.model_aliases})
+        endpoints: tuple[str, ...] = (GENERATE, ARTIFACT)
         self.server.register(GENERATE, self.host.generate)
         self.server.register(ARTIFACT, ArtifactEndpoint(published.files).serve)
         engine = self.host.engine
         if config.control and isinstance(engine, Controllable) and is_loopback(config.rpc_host):
             self.server.register(CONTROL, ControlEndpoint(engine).serve)
-            self._endpoints = (*self._endpoints, CONTROL)
-        self.server.set_pong_source(self.host.pong)
+            endpoints = (*endpoints, CONTROL)
+        self.server.set_pong_source(self.vitals.pong)
         address = await self.server.start(config.rpc_host, config.rpc_port)
-        record = InstanceRecord(
+        return InstanceRecord(
             namespace=config.namespace,
             component=config.component,
-            endpoints=self._endpoints,
+            endpoints=endpoints,
             instance=self.instance,
             epoch=self.epoch,
             address=config.advertise or address,
             pid=os.getpid(),
-            system_address=self.status.address or None,
+            system_address=self.vitals.status.address or None,
             state="ready",
             cards=(published.card,),
         )
+
+    async def _enter(self, record: InstanceRecord) -> None:
+        """Let callers know."""
         await self._discovery.publish(record)
+        self.vitals.published(record)
         self.ready.set()
         self._on_ready()
+        card = record.cards[0]
         log.info(
             "worker %s serves %s (%s, context %d tokens, %d seats) at %s",
             self.instance,
-            published.card.name,
-            info.engine,
-            info.context_length,
-            info.max_num_seqs,
+            card.name,
+            card.engine,
+            card.context_length,
+            card.max_num_seqs,
             record.address,
         )
 
+    async def _keep_record(self, record: InstanceRecord) -> None:
+        """Publish the record anew when the state has changed between usable and not."""
+        while not self._ending.is_set():
+            await self.vitals.changed.wait()
+            self.vitals.changed.clear()
+            state: InstanceState = "stalled" if self.state == "stalled" else "ready"
+            if state == record.state or not self.host.in_service:
+                continue
+            record = msgspec.structs.replace(record, state=state)
+            try:
+                await self._discovery.publish(record)
+            except HoldfastError as error:
+                log.warning("the record could not be published as %s: %s", state, error.message)
+            self.vitals.published(record)
+
     # leaving
-
-    @property
-    def state(self) -> InstanceState:
-        """The worker's state as callers see it."""
-        return self.host.state
-
-    def _facts(self) -> dict[str, Any]:
-        """What `/health` shows."""
-        progress, load, state = self.host.pong()
-        # until the record is out nobody can send work here, whatever the engine says
-        shown = state if self.ready.is_set() or state not in ("ready", "saturated") else "starting"
-        return {
-            "state": shown,
-            "instance": self.instance,
-            "endpoints": dict.fromkeys(self._endpoints, "ready" if shown in ("ready", "saturated") else "notready"),
-            "progress": msgspec.structs.asdict(progress),
-            "load": msgspec.structs.asdict(load),
-        }
 
     async def _leave(self) -> None:
         """Drain within the budget, then send what is left to other workers."""
         died = self.host.death is not None
         budget = 0.0 if died else self.config.shutdown_grace
         self.host.drain()
+        self.vitals.leave("the engine died" if died else "this worker is draining")
         self.server.drain("the engine died" if died else "shutdown", int(budget * 1e3))
         log.info("worker %s drains: %d streams in flight, %g s", self.instance, self.host.in_flight, budget)
         deadline = asyncio.get_running_loop().time() + budget
@@ -238,9 +265,9 @@ class WorkerProcess:
 
     async def _close(self) -> None:
         await self.server.close()
-        await _bounded(self.status.close(), "closing the status server")
         await _bounded(self._discovery.close(), "closing discovery")
         await _bounded(self.host.close(), "closing the engine")
+        self.vitals.status.close()
 
 
 def run(config: WorkerConfig | None, make_engine: Callable[[], Engine]) -> int:
@@ -296,11 +323,13 @@ def _settle() -> None:
 class _ProgressLines:
     """Turns load progress into a log line per stage, and one every few seconds in between."""
 
-    def __init__(self) -> None:
+    def __init__(self, also: LoadProgress) -> None:
+        self._also = also
         self._stage = ""
         self._said = 0.0
 
     def __call__(self, what: str, share: float) -> None:
+        self._also(what, share)
         now = asyncio.get_running_loop().time()
         if what != self._stage or now - self._said >= _PROGRESS_LINE_SECONDS:
             self._stage, self._said = what, now
@@ -313,6 +342,17 @@ def _instance_id(text: str, rng: random.Random) -> InstanceId:
     if len(text) != _INSTANCE_HEX or not set(text) <= set("0123456789abcdef"):
         raise InvalidSetting(f"DYN_INSTANCE_ID={text!r}: expected 16 lower-case hex digits.")
     return InstanceId(text)
+
+
+async def _cancelled(*tasks: asyncio.Task[None]) -> None:
+    """Cancel tasks and wait until they are over; one that had failed is logged."""
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled() and task.exception() is not None:
+            log.error("%s had failed", task.get_name(), exc_info=task.exception())
 
 
 async def _bounded(step: Coroutine[Any, Any, None], what: str) -> None:

@@ -1,0 +1,1 @@
+"""Health: readiness rules, canaries, the watch over the engine, the status server."""

@@ -1,0 +1,171 @@
+"""What this worker knows about its own health, and whom it tells: pongs, the discovery record, the status server.
+
+The host says what the engine and the process do; `health.Readiness` says whether work can be sent here. A
+worker that is in service and not ready is ``stalled``: frontends send it nothing, and it comes back by itself.
+
+Must never decide by itself that an engine is dead or a worker ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Any
+
+import msgspec
+
+from holdfast.base.errors import EngineFailed, UnsupportedFeature
+from holdfast.engines.contract import EngineInfo
+from holdfast.health.canary import Canary
+from holdfast.health.engine_watch import EngineWatch
+from holdfast.health.payloads import payload_for
+from holdfast.health.probe import Probe
+from holdfast.health.readiness import Readiness, Verdict
+from holdfast.health.status import Metrics, StatusServer
+from holdfast.runtime.discovery.contract import InstanceRecord, InstanceState
+from holdfast.runtime.transport import TcpTransport, Transport
+from holdfast.wire.frames import Load, Progress
+from holdfast.worker.config import WorkerConfig
+from holdfast.worker.endpoints import GENERATE, Controllable
+from holdfast.worker.host import EngineHost
+
+log = logging.getLogger(__name__)
+
+_SERVING = frozenset({"ready", "saturated"})
+
+
+class Vitals:
+    """See the module.
+
+    Args:
+        config: the worker's settings.
+        host: hosts the engine.
+        instance: this worker's id.
+        metrics: renders what ``/metrics`` shows; None: nothing.
+    """
+
+    def __init__(self, config: WorkerConfig, host: EngineHost, instance: str, metrics: Metrics | None = None):
+        self._config = config
+        self._host = host
+        self._instance = instance
+        self._open = False
+        self.changed = asyncio.Event()
+        """Set whenever the state may have changed; whoever waits clears it."""
+        health = config.health
+        self.readiness = Readiness(
+            starting=config.system.system_starting_health_status,
+            listed=config.system.system_use_endpoint_health_status,
+            failures=health.health_check_failures,
+            successes=health.health_check_successes,
+            canary=health.health_check_enabled,
+            on_change=self._verdict_changed,
+        )
+        self.status = StatusServer(config.system, metrics=metrics, more=self._facts)
+        self.watch = EngineWatch(host.engine, host.die, health)
+        self.canary: Canary
+
+    def start(self) -> None:
+        """Answer from now on, so that a worker that loads can be told from one that is gone.
+
+        Raises:
+            Conflict: the status server's port is taken.
+        """
+        self.status.post(self.readiness.verdict)
+        self.status.start()
+
+    def loading(self, what: str, share: float) -> None:
+        """The engine says how far it is."""
+        self.readiness.stage(f"the engine is loading: {what} {share * 100:.0f} %")
+
+    def serve(self, info: EngineInfo, record: InstanceRecord, transport: Transport | None, rng: random.Random) -> None:
+        """The endpoints are served at the record's address: make ready to test them."""
+        self.readiness.hold("discovery", "this worker is not registered in discovery yet")
+        for name in record.endpoints:
+            if name != GENERATE:
+                self.readiness.endpoint(name)
+        probe = Probe(
+            transport if transport is not None else TcpTransport(),
+            record.address,
+            instance=record.instance,
+            epoch=record.epoch,
+            payload=payload_for(info, override=self._config.health.health_check_payload),
+            model=record.cards[0].name,
+            rng=rng,
+            secret=self._config.secret.encode(),
+            ranks=info.data_parallel_size,
+            announce=self._host.announce_canary,
+        )
+        self.canary = Canary(GENERATE, probe.send, self._host, self.readiness, self._config.health)
+        self._add_controls()
+
+    def published(self, record: InstanceRecord) -> None:
+        """Callers can find this worker, in this state."""
+        self._open = True
+        self.readiness.release("discovery")
+        self.readiness.serve()
+        self.status.arm()
+        self.status.post(self.readiness.verdict, msgspec.json.encode(record))
+
+    def leave(self, why: str) -> None:
+        """Nothing new can be sent here any more."""
+        self.readiness.hold("leaving", why)
+
+    @property
+    def state(self) -> InstanceState:
+        """The worker's state as callers see it."""
+        state = self._host.state
+        if state not in _SERVING:
+            return state
+        if not self._open:
+            return "starting"
+        return state if self.readiness.is_ready(GENERATE) else "stalled"
+
+    def pong(self) -> tuple[Progress, Load, str]:
+        """Return progress, load and state for the next pong (a `PongSource`)."""
+        return *self._host.measure(), self.state
+
+    def _facts(self) -> dict[str, Any]:
+        """What `/health` shows beside the verdict."""
+        progress, load = self._host.measure()
+        return {"state": self.state, "instance": self._instance, "progress": progress, "load": load}
+
+    def _verdict_changed(self, verdict: Verdict) -> None:
+        shown = self.status.verdict
+        if shown.ready != verdict.ready:
+            level = logging.INFO if verdict.ready or not self._open else logging.WARNING
+            why = "it answers and its engine works" if verdict.ready else "; ".join(verdict.reasons)
+            log.log(level, "worker %s is %s: %s", self._instance, verdict.status, why)
+        self.status.post(verdict)
+        self.changed.set()
+
+    # control routes
+
+    def _add_controls(self) -> None:
+        self.status.control.add("canary", self._run_canary)
+        self.status.control.add("check", self._run_check)
+        if self._config.control and isinstance(self._host.engine, Controllable):
+            self.status.control.add("control", self._command)
+
+    async def _run_canary(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Send a canary now, idle or not; its result counts."""
+        result = await self.canary.once()
+        return {"result": result.kind, "why": result.why, "tokens": result.tokens, "state": self.state}
+
+    async def _run_check(self, _: dict[str, Any]) -> dict[str, Any]:
+        """Ask the engine's own check; says so when it fails, and leaves the consequences to the watch."""
+        try:
+            async with asyncio.timeout(self._config.health.engine_health_check_timeout):
+                await self._host.engine.check()
+        except EngineFailed as error:
+            return {"ok": False, "why": error.message}
+        except TimeoutError:
+            return {"ok": False, "why": "no answer in time"}
+        return {"ok": True}
+
+    async def _command(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Pass a command to the engine."""
+        engine = self._host.engine
+        if not isinstance(engine, Controllable):
+            raise UnsupportedFeature("This engine takes no commands.")
+        return engine.control(command)
