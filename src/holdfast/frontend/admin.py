@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +19,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from holdfast import __version__
-from holdfast.base.errors import HoldfastError, InvalidRequest, ModelNotFound, NotFound
+from holdfast.base.errors import HoldfastError, InternalError, InvalidRequest, ModelNotFound, NotFound
 from holdfast.openai.docs import docs_page
 from holdfast.openai.encode import model_object, models_list
 from holdfast.openai.errors import error_response
@@ -36,6 +37,8 @@ def make_admin(frontend: Frontend) -> Starlette:
     routes = _Routes(frontend)
     return Starlette(
         routes=[
+            Route("/v1/chat/completions", _Asgi(frontend.generate.chat), methods=["POST"]),
+            Route("/v1/completions", _Asgi(frontend.generate.completion), methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
             Route("/health", routes.health),
@@ -45,8 +48,19 @@ def make_admin(frontend: Frontend) -> Starlette:
             Route("/docs", routes.docs),
             Route("/debug/requests", routes.requests),
         ],
-        exception_handlers={HTTPException: _http_error, HoldfastError: _holdfast_error},
+        exception_handlers={HTTPException: _http_error, HoldfastError: _holdfast_error, Exception: _fault},
     )
+
+
+class _Asgi:
+    """A hot route as Starlette knows routes: it gets here with a wrong method only."""
+
+    def __init__(self, app: Callable[[Any, Any, Any], Awaitable[None]]):
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve one request."""
+        await self._app(scope, receive, send)
 
 
 class _Routes:
@@ -150,12 +164,24 @@ def _body(content: bytes, status: int = 200) -> Response:
 
 async def _http_error(request: Request, error: Exception) -> Response:
     status = error.status_code if isinstance(error, HTTPException) else 500
+    headers = {"content-type": "application/json"}
     if status == 405:
-        wrong: HoldfastError = InvalidRequest(f"{request.method} is not what {request.url.path} is for; see /docs.")
+        allowed = dict(getattr(error, "headers", None) or {}).get("Allow", "")
+        headers["allow"] = f"{allowed}, OPTIONS"
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers={"allow": headers["allow"]})
+        wrong: HoldfastError = InvalidRequest(
+            f"{request.method} is not what {request.url.path} is for; it takes {allowed}. See /docs."
+        )
     else:
         wrong = NotFound(f"There is nothing at {request.url.path}; see /docs for what there is.")
-    answer = error_response(wrong)
-    return Response(answer.body, status, headers={"content-type": "application/json"})
+    return Response(error_response(wrong).body, status, headers=headers)
+
+
+async def _fault(_request: Request, _error: Exception) -> Response:
+    """The server logs what happened."""
+    answer = error_response(InternalError("The request failed because of a fault in Holdfast."))
+    return Response(answer.body, answer.status, headers={"content-type": "application/json"})
 
 
 async def _holdfast_error(_request: Request, error: Exception) -> Response:

@@ -11,14 +11,17 @@ import logging
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from holdfast.base.errors import CapacityExhausted
+from holdfast.base.errors import CapacityExhausted, HoldfastError
 from holdfast.frontend.admin import make_admin
 from holdfast.frontend.body import Receive, Send
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.gate import Gate
 from holdfast.frontend.gauges import Gauges
 from holdfast.frontend.generate import GenerateRoute
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
+from holdfast.openai.errors import error_response
+from holdfast.openai.headers import find_header, request_label
 from holdfast.requests.service import Services
 from holdfast.runtime.pool import WorkerPool
 
@@ -45,7 +48,8 @@ class Frontend:
         self.metrics = metrics
         self.cut = False
         """Whether draining had to end streams."""
-        self.generate = GenerateRoute(config, services, registry, metrics)
+        self._gate = Gate(config)
+        self.generate = GenerateRoute(config, services, registry, metrics, self._gate)
         self._hot: dict[tuple[str, str], App] = {
             ("POST", "/v1/chat/completions"): self.generate.chat,
             ("POST", "/v1/completions"): self.generate.completion,
@@ -62,7 +66,25 @@ class Frontend:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         route = self._hot.get((scope["method"], scope["path"]))
-        await (route or self._admin)(scope, receive, send)
+        await (route or self._other)(scope, receive, send)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve what is not hot: admitted, and labelled as the client labelled it."""
+        label = request_label(find_header(scope["headers"], b"x-request-id") or b"")
+
+        async def labelled(message: Any) -> None:
+            if label and message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", label.encode())]
+            await send(message)
+
+        try:
+            self._gate.admit_to(scope["path"], scope["headers"])
+        except HoldfastError as error:
+            answer = error_response(error)
+            await labelled({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+            await labelled({"type": "http.response.body", "body": answer.body})
+            return
+        await self._admin(scope, receive, labelled)
 
     async def drain(self, grace: float) -> None:
         """Turn new requests away and give the running ones this many seconds to finish."""

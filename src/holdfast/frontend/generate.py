@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from holdfast.base.errors import Cancelled, HoldfastError, InternalError
@@ -18,6 +17,7 @@ from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Receive, Send, read_body
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.gate import Gate
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.prepare import Prepared, Preparer, Surface
@@ -25,7 +25,6 @@ from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.reply import KeepAlive, Reply
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
-from holdfast.openai.keys import KeyRing
 from holdfast.openai.mapping import token_budget
 from holdfast.requests import seeds
 from holdfast.requests.plan import Deadlines, Plan
@@ -60,7 +59,14 @@ class _Story:
 class GenerateRoute:
     """Serves chat and text completions."""
 
-    def __init__(self, config: FrontendConfig, services: Services, registry: ModelRegistry, metrics: FrontendMetrics):
+    def __init__(
+        self,
+        config: FrontendConfig,
+        services: Services,
+        registry: ModelRegistry,
+        metrics: FrontendMetrics,
+        gate: Gate,
+    ):
         self._config = config
         self._services = services
         self._metrics = metrics
@@ -68,7 +74,7 @@ class GenerateRoute:
         self._preparer = Preparer(config, registry, self._offload, services.rng)
         self._limit = config.http_body_limit_mb * 1024 * 1024
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000)
-        self._keys = KeyRing(Path(config.api_keys_file)) if config.api_keys_file else None
+        self._gate = gate
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
         self.idle = asyncio.Event()
@@ -221,9 +227,7 @@ class GenerateRoute:
     def _admit(self, scope: Any) -> None:
         if self.refusal is not None:
             raise self.refusal
-        if self._keys is not None:
-            self._keys.refresh()
-            self._keys.check(find_header(scope["headers"], b"authorization"))
+        self._gate.admit(scope["headers"])
 
     async def _refuse(self, send: Send, error: HoldfastError, label: str) -> None:
         answer = error_response(error, label)

@@ -1,9 +1,9 @@
-"""Uvicorn's HTTP/1.1 protocol with bounds on what clients may leave unfinished.
+"""Uvicorn's HTTP/1.1 protocol with bounds on what clients may leave unfinished, unread or piled up.
 
-A connection that brings no complete request head, or whose body pauses, is closed; the number of connections is
-bounded; the kernel's send buffer is bounded so that a client which does not read is noticed. Each request gets a
-`ClientWire` (``scope["holdfast.wire"]``): what a client has taken can be measured, and the middle chunks of a
-started stream go straight to the transport (0.8 us a token less than through ASGI's `send`).
+A connection that brings no complete request head, or whose body pauses or trickles, is answered and closed, and
+so is one that does not take its answer; heads, pipelines, chunk overhead and the number of connections are bounded;
+the kernel's send buffer is bounded so that a client which does not read is noticed. Each request gets a
+`ClientWire` (``scope["holdfast.wire"]``).
 
 Must never look into requests.
 """
@@ -13,122 +13,259 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any, ClassVar
 
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+import httptools
+import msgspec
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from holdfast.frontend.client_wire import ClientWire, UnchunkedSend
 
 log = logging.getLogger(__name__)
 
 SEND_BUFFER_BYTES = 256 * 1024
 """Kernel send buffer per client. Autotuning would hide up to 4 MB of unread tokens per stalled client."""
 WRITE_HIGH_WATER = 64 * 1024
+HEAD_BYTES = 64 * 1024
+"""Largest request head, give or take one read."""
+BODY_BYTES_PER_SECOND = 4 * 1024
+"""A body that comes slower than this on average, after its first pause, is given up."""
+CHUNK_OVERHEAD = 8
+"""Bytes on the wire per byte of a chunked body; one-byte chunks need 6."""
+CHUNK_SLACK = 512 * 1024
+PIPELINED = 128
+"""Requests that may wait on one connection behind the one that is answered."""
+LINGER = 2.0
+"""Seconds for which the rest of what a client sends is thrown away, so that it gets to read our last words."""
+LINGERING = 256
+"""Connections that may do so at once."""
+SECOND_LOOK = 0.02
+"""Seconds from the end of a bound to its verdict: what came while this process was held up is read first."""
 
-_BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 2\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b"
-)
-_SLOW = (
-    b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
-    b"content-length: %d\r\n\r\n%b"
-)
+_error = msgspec.json.Encoder().encode
 
 
-class ClientWire:
-    """The way to one request's client, below ASGI.
+class Bounds(msgspec.Struct):
+    """What clients may do; times in seconds."""
 
-    Uses of uvicorn's `RequestResponseCycle` what its own `send` uses; the dependency is locked and
-    `tests/frontend/test_http_protocol.py` holds both ways to the same bytes.
-    """
-
-    __slots__ = ("_cycle", "_flow", "_transport")
-
-    def __init__(self, cycle: RequestResponseCycle, flow: FlowControl, transport: asyncio.Transport):
-        self._cycle = cycle
-        self._flow = flow
-        self._transport = transport
-
-    def write(self, data: bytes) -> bool:
-        """Write a middle chunk of a started, chunked body; False: not possible now, use ASGI's `send`."""
-        cycle = self._cycle
-        if self._flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
-            return False
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
-
-    def unsent(self) -> int:
-        """Return the bytes that the kernel has not taken yet."""
-        return self._transport.get_write_buffer_size()
-
-    def abort(self) -> None:
-        """Drop the connection."""
-        self._transport.abort()
+    head_timeout: float = 20.0
+    body_timeout: float = 30.0
+    keep_alive: float = 75.0
+    stall_timeout: float = 60.0
+    """Bound for taking nothing of a complete answer; 0: as long as idle connections are kept."""
+    max_connections: int = 8192
+    lingering: int = 0
+    """Connections that have been answered for the last time."""
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """See the module; use `protocol_class` to set the bounds (seconds)."""
+    """See the module; `protocol_class` sets the bounds."""
 
-    head_timeout: ClassVar[float] = 20.0
-    body_timeout: ClassVar[float] = 30.0
-    max_connections: ClassVar[int] = 8192
+    bounds: Bounds = Bounds()
 
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
     _in_body = False
     _idle = True
+    """No byte of a request has come on this connection yet."""
+    _leaving = False
+    """The last word has been said; what still comes is thrown away."""
+    _upgrade = False
+    """The present head asks for another protocol; the parser is about to stop."""
+    _warned = False
+    _head_size = 0
+    _wire_size = 0
+    """Bytes read since the head of the present request was complete."""
+    _body_size = 0
+    _since = 0.0
+    """When the present body began, and when it has to have gone on."""
+    _due = 0.0
+    _unsent = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, or turn it away."""
         super().connection_made(transport)
+        bounds = self.bounds
+        self.timeout_keep_alive = bounds.keep_alive  # type: ignore[assignment]  # any number of seconds will do
         transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         raw = transport.get_extra_info("socket")
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        if len(self.connections) > self.max_connections:
-            log.warning("client turned away: %d connections (DYN_HTTP_MAX_CONNECTIONS)", self.max_connections)
-            self._answer(
-                _BUSY, "capacity_exhausted", f"This frontend has {self.max_connections} connections, its limit."
+        if len(self.connections) - bounds.lingering > bounds.max_connections:
+            log.warning("client turned away: %d connections (DYN_HTTP_MAX_CONNECTIONS)", bounds.max_connections)
+            self._last_word(
+                503,
+                "capacity_exhausted",
+                f"This frontend has {bounds.max_connections} connections, its limit (DYN_HTTP_MAX_CONNECTIONS).",
             )
             return
-        self._watch(self.head_timeout)
+        self._watch(bounds.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the clocks."""
         self._unwatch()
+        self._unset_keepalive_if_required()
+        self.bounds.lingering -= self._leaving
+        self._leaving = False
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser and keep the clock that fits what is still missing."""
-        super().data_received(data)
+        if self._leaving:
+            return
+        self._unset_keepalive_if_required()
+        self._feed(data)
+        if self._leaving:
+            return
         if self._in_head:
-            if self._timer is None and not self._idle:
-                self._watch(self.head_timeout)
+            self._read_head(len(data))
         elif self._in_body:
-            self._unwatch()
-            self._watch(self.body_timeout)
+            self._read_body(len(data))
         elif self._timer is not None:
             self._unwatch()
+        elif self.timeout_keep_alive_task is None and (self.cycle is None or self.cycle.response_complete):
+            self._keep_alive_again()
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._feed(self._without_upgrade() + data[upgrade.args[0] :])
+
+    def _without_upgrade(self) -> bytes:
+        """Return the present head again without the wish for another protocol (Java's clients always have one).
+
+        The parser has thrown the body's beginning out with it; RFC 9110, section 7.8: a server may ignore the wish.
+        """
+        self._upgrade = False
+        kept = [b"%b: %b\r\n" % (n, v) for n, v in self.headers if n not in (b"upgrade", b"connection")]
+        return b"".join([self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n", *kept, b"\r\n"])
+
+    def _read_head(self, size: int) -> None:
+        if self._idle:
+            return
+        self._head_size += size
+        if self._head_size > HEAD_BYTES:
+            self._last_word(431, "head_too_large", f"The request's head is over {HEAD_BYTES} bytes.")
+        elif self._timer is None and not self.pipeline:
+            self._watch(self.bounds.head_timeout)
+
+    def _read_body(self, size: int) -> None:
+        self._wire_size += size
+        if self._wire_size > CHUNK_OVERHEAD * self._body_size + CHUNK_SLACK:
+            self._last_word(400, "chunks_too_small", "The body's chunks are mostly overhead; send larger ones.")
+            return
+        if self.cycle.response_complete:
+            return
+        late = self._since + self._wire_size / BODY_BYTES_PER_SECOND
+        self._due = self.bounds.body_timeout + min(self.loop.time(), late)
+        if self._timer is None and not self.pipeline:
+            self._watch(self.bounds.body_timeout)
+
+    def _keep_alive_again(self) -> None:
+        """Stray line ends between requests have stopped uvicorn's clock."""
+        self.timeout_keep_alive_task = self.loop.call_later(self.bounds.keep_alive, self.timeout_keep_alive_handler)
+
+    # the parser
 
     def on_message_begin(self) -> None:
         """A request begins."""
         self._idle = False
         self._in_head = True
+        self._head_size = 0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; trailers of chunked bodies are nobody's business."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is there."""
+        if len(self.pipeline) >= PIPELINED:
+            raise OverflowError("too many pipelined requests")
+        if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
+            self._upgrade = True
+            return
+        super().on_headers_complete()
+        self._unwatch()
         self._in_head = False
         self._in_body = True
-        super().on_headers_complete()
-        wire = ClientWire(self.cycle, self.flow, self.transport)
-        self.scope["holdfast.wire"] = wire  # type: ignore[typeddict-unknown-key]
+        self._wire_size = self._body_size = 0
+        self._since = self.loop.time()
+        cycle = self.cycle
+        self.scope["holdfast.wire"] = ClientWire(cycle, self.flow, self.transport)  # type: ignore[typeddict-unknown-key]
+        if self.scope["http_version"] == "1.0":
+            cycle.send = UnchunkedSend(cycle)  # type: ignore[method-assign]
+
+    def on_body(self, body: bytes) -> None:
+        """A part of the body, its chunks taken apart."""
+        self._body_size += len(body)
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """The whole request is there; the next one may take its time (keep-alive bound)."""
-        self._in_body = False
-        super().on_message_complete()
+        if not self._upgrade:
+            self._in_body = False
+            super().on_message_complete()
+
+    # the answer
+
+    def on_response_complete(self) -> None:
+        """See that the client takes it; what it still sends of its request is thrown away for a moment."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._unwatch()
+            if self.transport.get_write_buffer_size():
+                self._watch_flush()
+        elif self.flow.write_paused:
+            self._unset_keepalive_if_required()
+            self._watch_flush()
+        elif self._in_body and self.cycle.response_complete:
+            self._unwatch()
+            self._due = 0.0
+            self._watch(LINGER)
+        elif self._timer is None and not self.pipeline:
+            self._await_rest()
+
+    def _await_rest(self) -> None:
+        """Start the clock of a request that has been waiting behind others."""
+        if self._in_body:
+            self._since = self.loop.time()
+            self._due = 0.0
+            self._watch(self.bounds.body_timeout)
+        elif self._in_head:
+            self._unset_keepalive_if_required()
+            self._watch(self.bounds.head_timeout)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, unless the client still has to take something."""
+        if self.transport.get_write_buffer_size():
+            self._watch_flush()
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _watch_flush(self) -> None:
+        self._unwatch()
+        self._unsent = self.transport.get_write_buffer_size()
+        self._timer = self.loop.call_later(self.bounds.stall_timeout or self.bounds.keep_alive, self._look_at_flush)
+
+    def _look_at_flush(self) -> None:
+        self._timer = None
+        left = self.transport.get_write_buffer_size()
+        if left and left >= self._unsent:
+            log.info("client dropped: it took nothing of the last %d bytes of its answer", left)
+            self.transport.abort()
+        elif left:
+            self._watch_flush()
+        elif not self.transport.is_closing() and self.timeout_keep_alive_task is None:
+            self._keep_alive_again()
+
+    # clocks
 
     def _watch(self, seconds: float) -> None:
+        self._warned = False
         self._timer = self.loop.call_later(seconds, self._overdue)
 
     def _unwatch(self) -> None:
@@ -140,29 +277,80 @@ class HttpProtocol(HttpToolsProtocol):
         self._timer = None
         if self.transport.is_closing():
             return
+        if self._in_body and self.flow.read_paused:
+            self._due = self.loop.time() + self.bounds.body_timeout
+        left = self._due - self.loop.time() if self._in_body else 0.0
+        if left > 0:
+            self._watch(left)
+        elif not self._warned:
+            self._watch(SECOND_LOOK)
+            self._warned = True
+        else:
+            self._give_up()
+
+    def _give_up(self) -> None:
+        cycle = self.cycle
         if self._idle:
             self.transport.close()
-            return
-        what, bound = ("head", self.head_timeout) if self._in_head else ("body", self.body_timeout)
-        self._answer(_SLOW, "request_timeout", f"The rest of the request's {what} did not come within {bound:g} s.")
+        elif self._in_head and cycle is not None and not cycle.response_complete:
+            cycle.keep_alive = False  # the next request will not be waited for; the present answer goes on
+        elif self._in_body and cycle.response_complete:
+            self.transport.abort()
+        elif self._in_head:
+            self._too_slow("head", f"within {self.bounds.head_timeout:g} s (DYN_HTTP_HEAD_TIMEOUT_SECS)")
+        else:
+            self._too_slow(
+                "body",
+                f"for {self.bounds.body_timeout:g} s (DYN_HTTP_BODY_TIMEOUT_SECS), "
+                f"or at less than {BODY_BYTES_PER_SECOND} bytes/s",
+            )
 
-    def _answer(self, template: bytes, code: str, message: str) -> None:
-        body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":"%b"}}' % (
-            message.encode(),
-            code.encode(),
-        )
-        if self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started:
+    def _too_slow(self, what: str, bound: str) -> None:
+        self._last_word(408, "request_timeout", f"The rest of the request's {what} did not come {bound}.")
+
+    # last words
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        self._last_word(400, "invalid_http", f"{msg} This server speaks HTTP/1.1 without TLS.")
+
+    def _last_word(self, status: int, code: str, message: str) -> None:
+        """Answer without the application and close; where another answer is due first: just drop."""
+        if self.transport.is_closing():
+            return
+        if not self._may_speak():
             self.transport.abort()
             return
-        self.transport.write(template % (len(body), body))
-        self.transport.close()
+        kind = "service_unavailable" if status == 503 else "invalid_request_error"
+        body = _error({"error": {"message": message, "type": kind, "param": None, "code": code}})
+        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
+        again = b"retry-after: 2\r\n" if status == 503 else b""
+        self.transport.write(b"".join([STATUS_LINE[status], head, again, b"\r\n", body]))
+        if self.bounds.lingering >= LINGERING:
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _may_speak(self) -> bool:
+        """Say whether the client would take our words for the answer to what it sends now."""
+        cycle = self.cycle
+        if cycle is None:
+            return True
+        if self._in_body:
+            return not self.pipeline and not cycle.response_started
+        return cycle.response_complete
+
+    def _linger(self) -> None:
+        self._leaving = True
+        self.bounds.lingering += 1
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self._unwatch()
+        self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER, self.transport.abort)
 
 
-def protocol_class(*, head_timeout: float, body_timeout: float, max_connections: int) -> type[HttpProtocol]:
-    """Return the protocol with these bounds (seconds, count), for uvicorn's ``http=``."""
-    bounds: dict[str, Any] = {
-        "head_timeout": head_timeout,
-        "body_timeout": body_timeout,
-        "max_connections": max_connections,
-    }
-    return type("BoundedHttpProtocol", (HttpProtocol,), bounds)
+def protocol_class(bounds: Bounds) -> type[HttpProtocol]:
+    """Return the protocol with these bounds, for uvicorn's ``http=``."""
+    return type("BoundedHttpProtocol", (HttpProtocol,), {"bounds": bounds})

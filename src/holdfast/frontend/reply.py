@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from holdfast.frontend.body import Send
-from holdfast.frontend.http_protocol import ClientWire
+from holdfast.frontend.client_wire import ClientWire
 from holdfast.requests.flusher import Flusher
 
 COMMENT = b": keep-alive\n\n"

@@ -14,7 +14,7 @@ import uvicorn
 
 from holdfast.base.errors import Conflict
 from holdfast.frontend.config import FrontendConfig
-from holdfast.frontend.http_protocol import protocol_class
+from holdfast.frontend.http_protocol import Bounds, protocol_class
 
 BACKLOG = 2048
 
@@ -39,6 +39,7 @@ def listen(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise Conflict(
@@ -58,9 +59,13 @@ def make_server(app: Any, config: FrontendConfig) -> Server:
             app,
             loop="none",
             http=protocol_class(
-                head_timeout=config.http_head_timeout,
-                body_timeout=config.http_body_timeout,
-                max_connections=config.http_max_connections,
+                Bounds(
+                    head_timeout=config.http_head_timeout,
+                    body_timeout=config.http_body_timeout,
+                    keep_alive=config.http_keep_alive,
+                    stall_timeout=config.requests.client_stall_timeout,
+                    max_connections=config.http_max_connections,
+                )
             ),
             ws="none",
             lifespan="off",
@@ -71,7 +76,6 @@ def make_server(app: Any, config: FrontendConfig) -> Server:
             date_header=False,
             proxy_headers=False,
             backlog=BACKLOG,
-            timeout_keep_alive=int(config.http_keep_alive),
             timeout_graceful_shutdown=1,
         )
     )
