@@ -18,6 +18,9 @@ from holdfast.base.settings import Field, fields_of
 CONFIG_FILE = "DYN_CONFIG_FILE"
 """The TOML file that every command reads; also the flag --config-file."""
 
+UNSECTIONED = ("DYN_FILE_KV_TTL",)
+"""Variables that the runtime reads by itself, so that they work without a command line (`discovery.factory`)."""
+
 ENGINES = ("llamacpp", "mock")
 """Engines that `holdfast worker` can host."""
 
@@ -55,7 +58,7 @@ def sections(names: Iterable[str] = tuple(_SECTIONS)) -> list[Section]:
 def known_variables() -> list[str]:
     """Return every DYN_* name that some setting reads."""
     fields = [field for part in sections() for field in part.fields]
-    return sorted({CONFIG_FILE, *(name for field in fields for name in (field.env, *field.aliases))})
+    return sorted({CONFIG_FILE, *UNSECTIONED, *(name for field in fields for name in (field.env, *field.aliases))})
 
 
 def unknown_keys(file: Path) -> list[str]:

@@ -22,10 +22,7 @@ class CannotListen(CannotConnect):
     """An address of our own cannot be bound."""
 
     code = "cannot_listen"
-    hint = (
-        "Stop what uses it, or choose another one: --tcp-rpc-port (DYN_TCP_RPC_PORT) for the wire protocol, "
-        "--system-port (DYN_SYSTEM_PORT) for the status server; 0 picks a free one."
-    )
+    hint = "Stop what uses it, or choose another port with --tcp-rpc-port (DYN_TCP_RPC_PORT); 0 picks a free one."
 
 
 class ByteStream(Protocol):
