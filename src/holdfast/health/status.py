@@ -23,6 +23,7 @@ import msgspec
 
 from holdfast.health.config import SystemConfig
 from holdfast.health.control import PREFIX, ControlRoutes
+from holdfast.health.fairness import let_threads_in
 from holdfast.health.http import JSON, Answer, HttpRequest, message
 from holdfast.health.listener import TICK_SECONDS, Listener, Pending
 from holdfast.health.readiness import Verdict
@@ -93,6 +94,7 @@ class StatusServer:
         config = self._config
         if config.system_port < 0:
             return
+        let_threads_in()
         self._started = time.monotonic()
         self._listener = Listener(config.system_host, config.system_port, self._answer, self._tick)
         self._renderer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="holdfast-metrics")

@@ -8,6 +8,7 @@ import msgspec
 
 from holdfast.base.settings import setting
 from holdfast.health.config import CanaryConfig, SystemConfig
+from holdfast.runtime.shutdown import ShutdownBudget
 
 EngineName = Literal["llamacpp", "mock"]
 
@@ -72,15 +73,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, setting("DYN_ENGINE_START_TIMEOUT_SECS", "Give up when the engine is not ready within this.", gt=0)
     ] = 1800.0
     """Loading and warming up together."""
-    shutdown_grace: Annotated[
-        float,
-        setting(
-            "DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT",
-            "On SIGTERM running streams get this long; those left then move to other workers.",
-            ge=0,
-        ),
-    ] = 10.0
-    """After it the remaining streams end with `WorkerDraining`, which frontends answer by migrating them."""
     control: Annotated[bool, setting("DYN_WORKER_CONTROL", "Offer the engine's control endpoint (loopback only).")] = (
         True
     )
@@ -89,3 +81,5 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The status server."""
     health: CanaryConfig = CanaryConfig()
     """How the worker tests its own engine."""
+    shutdown: ShutdownBudget = ShutdownBudget()
+    """How long leaving may take."""

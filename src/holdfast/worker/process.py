@@ -26,6 +26,7 @@ from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
 from holdfast.base.lineage import die_with_owner
 from holdfast.base.settings import InvalidSetting, load
 from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
+from holdfast.health.fairness import let_threads_in
 from holdfast.health.status import Metrics
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
@@ -283,6 +284,7 @@ def run(config: WorkerConfig | None, make_engine: Callable[[], Engine]) -> int:
     import uvloop  # noqa: PLC0415  only the process itself needs it; tests and the simulation bring their own loop
 
     die_with_owner(os.environ)
+    let_threads_in()
     config = config or load(WorkerConfig, {}, os.environ).config
     return uvloop.run(run_worker(config, make_engine))
 

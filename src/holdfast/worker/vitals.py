@@ -128,7 +128,12 @@ class Vitals:
     def _facts(self) -> dict[str, Any]:
         """What `/health` shows beside the verdict."""
         progress, load = self._host.measure()
-        return {"state": self.state, "instance": self._instance, "progress": progress, "load": load}
+        return {
+            "state": self.state,
+            "instance": self._instance,
+            "progress": msgspec.structs.asdict(progress),
+            "load": msgspec.structs.asdict(load),
+        }
 
     def _verdict_changed(self, verdict: Verdict) -> None:
         shown = self.status.verdict
