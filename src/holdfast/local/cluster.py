@@ -184,7 +184,8 @@ class LocalCluster:
                 if max(usable.values(), default=0) < self.plan.workers:
                     continue
                 models = await http.get(f"{url}/v1/models", timeout=1.0)
-                if models.status == 200 and models.json().get("data"):
+                # 401: the list is for those who have a key; the health above has said what can be said without one
+                if models.status == 401 or (models.status == 200 and models.json().get("data")):
                     self._serving.add(name)
 
     def _raise_if_given_up(self) -> None:
