@@ -198,7 +198,7 @@ async def cluster(
             await local.until_ready(90)
             found = Cluster(local, workers, path)
             await found.usable(workers)
-            found.model = (await found.get("/v1/models"))["data"][0]["id"]
+            found.model = min((await found.get("/health"))["models"], key=len)
             async with found.http:
                 yield found
 

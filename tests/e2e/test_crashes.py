@@ -95,25 +95,6 @@ async def test_several_times_in_one_stream(mock: Cluster) -> None:
     assert answer.holdfast[0]["attempts"] == 4
 
 
-@pytest.mark.parametrize(
-    ("directive", "cause", "at"),
-    [
-        ("refuse", "worker_saturated", 0),
-        ("abort-after 0", "stream_incomplete", 0),
-        ("abort-after 7", "stream_incomplete", 7),
-        ("error-after 0", "engine_failed", 0),
-        ("error-after 7", "engine_failed", 7),
-        ("die-after 7", "engine_failed", 7),
-        ("crash-after 7", "disconnected", 7),
-    ],
-)
-@pytest.mark.parametrize("how", [exact, whole], ids=["stream", "whole"])
-async def test_refusals_early_ends_and_engine_errors(mock: Cluster, how, directive: str, cause: str, at: int) -> None:  # type: ignore[no-untyped-def]
-    answer = await how(mock, Ask(content=f"[[mock:{directive}]] go on", n=1))
-    assert answer.causes == [cause]
-    assert answer.moves[0]["at"] == at
-
-
 async def test_many_streams_at_once(mock: Cluster) -> None:
     """Fifty streams, half of them on the worker that dies: all exact."""
     rng = random.Random(5)
