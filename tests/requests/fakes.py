@@ -23,7 +23,7 @@ from holdfast.requests.request import Request
 from holdfast.requests.service import Services
 from holdfast.routing.policy import RouterMode
 from holdfast.runtime.streams import Logprobs, StreamHandler
-from holdfast.wire.frames import OpenHeaders
+from holdfast.wire.frames import OpenHeaders, Pong
 
 MODEL = "m"
 EOS = 7
@@ -57,6 +57,7 @@ class FakeStream:
 
     def __init__(self, worker: FakeWorker, headers: OpenHeaders, payload: bytes, handler: StreamHandler, credit: int):
         self.worker = worker
+        self.id = len(worker.opened) + 1
         self.headers = headers
         self.request = _decode(payload)
         self.handler = handler
@@ -148,6 +149,7 @@ class FakeWorker:
         self.usable = True
         self.hesitant = False
         self.queued = 0
+        self.pong: Pong | None = None
         self.cards = {MODEL: model_card or card()}
         self.streams: dict[int, FakeStream] = {}
         self.opened: list[FakeStream] = []

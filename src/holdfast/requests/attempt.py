@@ -90,6 +90,7 @@ class Attempt:
             self.handle = self.placed.worker.open(
                 "generate", headers, _encode(payload), self, credit=self.window, first_index=self.base
             )
+            self.placed.claim.sent(self.handle.id)
         except HoldfastError as error:
             self.sent = False
             self.fail(error)

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from holdfast.base.settings import setting
+from holdfast.routing.config import AdmissionSettings
 
 
 class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,3 +44,4 @@ class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
     client_stall_timeout: Annotated[
         float, setting("DYN_CLIENT_STALL_TIMEOUT", "A client that takes no byte for this long is cancelled.")
     ] = 60.0
+    admission: AdmissionSettings = AdmissionSettings()

@@ -15,6 +15,7 @@ from holdfast.requests.attempt import Attempt
 from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
 from holdfast.requests.need import Need, Placed
 from holdfast.requests.plan import Join, Move
+from holdfast.routing.queue import Rank
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
@@ -37,7 +38,7 @@ class Driver:
         self._interrupted = False
         self._stalled_at = 0.0
         self.history = History()
-        self.need = Need(generation.plan.model)
+        self.need = Need(generation.plan.model, Rank(generation.plan.strict_priority, generation.plan.priority))
         self.join: Join = "none"
         self.moves: list[Move] = []
 
@@ -80,7 +81,10 @@ class Driver:
             task.cancel()
 
     async def _one_attempt(self) -> None:
-        placed = await self._services.placement.find(self.need, self._generation.plan.deadlines.wait)
+        placement, plan = self._services.placement, self._generation.plan
+        self.need.tokens = plan.prompt_length + self._generation.count
+        placed = await placement.find(self.need, plan.deadlines.wait)
+        attempt = None
         try:
             attempt = self._begin(placed)
             try:
@@ -88,7 +92,7 @@ class Driver:
             finally:
                 attempt.kill("superseded")
         finally:
-            placed.release()
+            placement.release(self.need, placed, worked=attempt is not None and attempt.accepted)
         if error is not None and self._generation.ended is None:
             await self._after_failure(attempt, error)
 

@@ -12,7 +12,7 @@ from holdfast.base.errors import HoldfastError
 from holdfast.models.card import ModelCard
 from holdfast.routing.policy import Candidate
 from holdfast.runtime.streams import StreamHandle, StreamHandler
-from holdfast.wire.frames import OpenHeaders
+from holdfast.wire.frames import OpenHeaders, Pong
 
 
 class ServingWorker(Candidate, Protocol):
@@ -21,6 +21,10 @@ class ServingWorker(Candidate, Protocol):
     @property
     def epoch(self) -> int:
         """Of the running process."""
+
+    @property
+    def pong(self) -> Pong | None:
+        """The last thing that it said of itself."""
 
     def card(self, model: str) -> ModelCard | None:
         """Return its card of that model."""

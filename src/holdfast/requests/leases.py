@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-LeaseKind = Literal["request", "stream", "attempt", "waiting", "trial", "probation"]
-KINDS: tuple[LeaseKind, ...] = ("request", "stream", "attempt", "waiting", "trial", "probation")
+LeaseKind = Literal["request", "stream", "attempt", "waiting", "queued", "trial", "probation"]
+KINDS: tuple[LeaseKind, ...] = ("request", "stream", "attempt", "waiting", "queued", "trial", "probation")
 
 
 class Lease:

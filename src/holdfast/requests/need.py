@@ -6,24 +6,78 @@ Must never choose a worker.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
-from holdfast.base.errors import HoldfastError
+from holdfast.base.errors import CapacityExhausted, HoldfastError
 from holdfast.requests.fleet import ServingWorker
 from holdfast.requests.leases import Lease
 from holdfast.requests.migration import Failure
 from holdfast.requests.poison import Record
+from holdfast.routing.claims import Claim
+from holdfast.routing.queue import Rank
 
+DEFAULT_RANK = Rank()
 ASK_AGAIN = 0.2
 """Seconds for which a worker that did not take a stream is not asked again by it."""
+
+
+ErrorT = TypeVar("ErrorT", bound=HoldfastError)
+
+
+class Party:
+    """The choices of one request: admitted together, or turned away together."""
+
+    __slots__ = ("admitted", "calls", "error", "size", "started")
+
+    def __init__(self, size: int = 1):
+        self.size = size
+        self.admitted = False
+        """A worker was found for one of them."""
+        self.started = False
+        """A worker has accepted one of them."""
+        self.error: HoldfastError | None = None
+        """Why they were turned away."""
+        self.calls: list[Callable[[], None]] = []
+        """Those of them that wait in the queue."""
+
+    def admit(self) -> None:
+        """One has a worker: the others follow."""
+        if not self.admitted:
+            self.admitted = True
+            self._call()
+
+    def refuse(self, error: ErrorT) -> ErrorT:
+        """One was turned away: so are the others, unless work has begun. Returns the error."""
+        if not self.started and self.error is None:
+            self.error = error
+            self._call()
+        return error
+
+    def _call(self) -> None:
+        for call in list(self.calls):
+            call()
 
 
 class Need:
     """What one stream needs of its next worker; kept by its driver, changed by its failures."""
 
-    __slots__ = ("avoid", "fingerprint", "model", "refused", "since", "started", "suspicion")
+    __slots__ = (
+        "avoid", "crowded", "fingerprint", "full", "model", "party", "queued_at", "rank", "refused", "since", "started",
+        "suspicion", "tokens",
+    )  # fmt: skip
 
-    def __init__(self, model: str):
+    def __init__(self, model: str, rank: Rank = DEFAULT_RANK):
         self.model = model
+        self.rank = rank
+        self.party = Party()
+        self.tokens = 0
+        """Prompt and generated tokens that its next worker has to compute."""
+        self.full: CapacityExhausted | None = None
+        """Why the last look found no room."""
+        self.queued_at: float | None = None
+        """When it came to the queue for the first time."""
+        self.crowded = False
+        """It has waited for room for long enough: any worker that takes it will do."""
         self.avoid: set[tuple[str, int]] = set()
         """(instance, epoch) that failed this stream: taken only when nobody else is there."""
         self.refused: dict[tuple[str, int], tuple[float, HoldfastError]] = {}
@@ -34,6 +88,11 @@ class Need:
         """Some worker has accepted this stream: it waits for room instead of being rejected."""
         self.since: float | None = None
         """When nobody owned it any more and the first search or refusal came; None: it is owned."""
+
+    @property
+    def promised(self) -> bool:
+        """Work on its request has begun: it is not turned away any more."""
+        return self.started or self.party.started
 
     def failed(self, key: tuple[str, int], failure: Failure, now: float) -> None:
         """Remember who failed this stream, or did not take it."""
@@ -46,8 +105,9 @@ class Need:
 
     def accepted(self) -> None:
         """A worker owns it."""
-        self.started = True
+        self.started = self.party.started = True
         self.since = None
+        self.crowded = False
         self.refused.clear()
 
     def last_refusal(self) -> HoldfastError | None:
@@ -58,10 +118,11 @@ class Need:
 class Placed:
     """A worker for one attempt, with what is counted for it. `release` when the attempt is over."""
 
-    __slots__ = ("_watch", "key", "lease", "worker")
+    __slots__ = ("_watch", "claim", "key", "lease", "worker")
 
-    def __init__(self, worker: ServingWorker, lease: Lease, watch: Watch | None):
+    def __init__(self, worker: ServingWorker, lease: Lease, claim: Claim, watch: Watch | None):
         self.worker = worker
+        self.claim = claim
         self.key = (worker.instance, worker.epoch)
         """The process: the worker's record may have moved on to the next one when this one is talked about."""
         self.lease = lease
@@ -75,6 +136,7 @@ class Placed:
     def release(self) -> None:
         """Give back what was counted."""
         self.lease.release()
+        self.claim.release()
         self.end_trial()
 
 

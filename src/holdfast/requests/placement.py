@@ -1,9 +1,10 @@
 """Finding a worker for an attempt, and waiting for one within bounds.
 
-Takes the usable workers from the pool, sets aside those that this stream must not get, asks the policy. When
-nobody is left the stream waits for a replacement, bounded in time and number, and at once gives up when none
-can come. A suspect, whose worker died under it before it made progress, is put on trial: one at a time per
-worker, so that a killer prompt is told from its innocent neighbours (see `docs/explanation/poison.md`).
+Takes the usable workers from the pool, sets aside those that have no room or that this stream must not get, asks
+the policy. When all are full a new request queues or is rejected (`routing.admission`, `line`). When nobody is left
+the stream waits for a replacement, bounded in time and number, and at once gives up when none can come. A suspect,
+whose worker died under it before it made progress, is put on trial: one at a time per worker, so that a killer prompt
+is told from its innocent neighbours (see `docs/explanation/poison.md`).
 
 Must never open a stream or judge a failure.
 """
@@ -11,13 +12,18 @@ Must never open a stream or judge a failure.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 
-from holdfast.base.errors import CapacityExhausted, HoldfastError, NoWorkers, WorkerSaturated
+from holdfast.base.errors import CapacityExhausted, NoWorkers
 from holdfast.requests.fleet import Pool, ServingWorker
 from holdfast.requests.leases import Lease, LeaseBook
+from holdfast.requests.line import Line
 from holdfast.requests.need import Need, Placed, Watch
+from holdfast.routing.admission import Admission
+from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.policy import Policy, Wish
 
 LOOK_AGAIN = 0.25
@@ -25,6 +31,8 @@ LOOK_AGAIN = 0.25
 change without an event of the pool."""
 TRIAL_PATIENCE = 5.0
 """Seconds that a suspect waits for its trial at most: most suspects are innocent."""
+ROOM_PATIENCE = 5.0
+"""Seconds that a stream which moves waits for a worker below its thresholds; after that any that takes it will do."""
 LEAST_SEARCH = 5.0
 """Seconds for which a stream that nobody takes may ask around even when it may not wait."""
 
@@ -32,8 +40,19 @@ LEAST_SEARCH = 5.0
 class Placement:
     """Finds workers for all streams of one process."""
 
-    def __init__(self, pool: Pool, policy: Policy, leases: LeaseBook, max_waiting: int):
+    def __init__(
+        self,
+        pool: Pool,
+        policy: Policy,
+        leases: LeaseBook,
+        *,
+        max_waiting: int,
+        admission: Admission,
+        settings: AdmissionSettings,
+    ):
         self._pool = pool
+        self._admission = admission
+        self.line = Line(settings, leases, admission.drain)
         self._policy = policy
         self._leases = leases
         self._max_waiting = max_waiting
@@ -63,16 +82,18 @@ class Placement:
 
         Raises:
             NoWorkers: nobody usable came in time, or nobody can come, or nobody took the stream in time.
-            WorkerSaturated: every usable worker refused this new request for lack of room.
-            CapacityExhausted: too many streams wait already.
+            CapacityExhausted: no usable worker has room for this new request, or too many streams wait already.
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if need.since is not None and now - need.since >= max(wait, LEAST_SEARCH):
+        if not need.promised and self.line.open and self.line.overtakes(need, now):
+            return await self.line.stand(need, None, partial(self._look, need))
+        if need.queued_at is None and need.since is not None and now - need.since >= max(wait, LEAST_SEARCH):
             raise self._nobody(need, now - need.since, wait)
-        placed = self._now(need, now)
+        placed = self._now(need, now) or await self._room(need, wait)
         if placed is not None:
             return placed
+        now = loop.time()
         need.since = now if need.since is None else need.since
         patience, ticket = now + min(TRIAL_PATIENCE, wait / 2), next(self._order)
         lease = self._may_wait()
@@ -84,7 +105,7 @@ class Placement:
                 rank = (-need.suspicion.blamed, ticket) if need.suspicion.suspect else None
                 await self._change(loop, rank, min(LOOK_AGAIN, max(0.0, need.since + wait - loop.time())))
                 now = loop.time()
-                placed = self._now(need, now, alone=now < patience)
+                placed = self._now(need, now, alone=now < patience) or await self._room(need, wait)
                 if placed is not None:
                     return placed
         finally:
@@ -101,9 +122,7 @@ class Placement:
         )
 
     def _now(self, need: Need, now: float, *, alone: bool = True) -> Placed | None:
-        candidates = self._pool.usable(need.model)
-        if need.refused and candidates:
-            candidates = self._willing(need, candidates, now)
+        candidates = self._with_room(need, self._pool.usable(need.model), now)
         record = need.suspicion
         suspect = record.suspect
         if suspect and alone:
@@ -117,7 +136,44 @@ class Placement:
         watch = None
         if suspect or record.known:
             watch = Watch(self._leases.take("trial" if suspect else "probation", worker.instance), self._trial_over)
-        return Placed(worker, self._leases.take("attempt", worker.instance), watch)
+        card = worker.card(need.model)
+        claim = self._admission.ledger.take(worker, need.tokens, card.block_size if card is not None else 0)
+        need.party.admit()
+        return Placed(worker, self._leases.take("attempt", worker.instance), claim, watch)
+
+    def release(self, need: Need, placed: Placed, *, worked: bool) -> None:
+        """An attempt is over: there may be room for somebody else.
+
+        Args:
+            need: of its stream.
+            placed: what it had.
+            worked: whether the worker had accepted it.
+        """
+        placed.release()
+        if worked:
+            self._admission.drain.ended(need.model, asyncio.get_running_loop().time())
+        self.line.offer(need.model)
+
+    async def _room(self, need: Need, wait: float) -> Placed | None:
+        """Wait for room if that is what is missing; None: there is nobody, or waiting has become pointless."""
+        if need.full is None:
+            return None
+        if not need.promised:
+            return await self.line.stand(need, need.full, partial(self._look, need))
+        now = asyncio.get_running_loop().time()
+        need.since = now if need.since is None else need.since
+        until = need.since + min(ROOM_PATIENCE, wait / 2)
+        placed = await self.line.stand_first(need, until, partial(self._look, need))
+        if placed is None:
+            need.crowded = True
+            placed = self._look(need)
+        return placed
+
+    def _look(self, need: Need) -> Placed | None:
+        placed = self._now(need, asyncio.get_running_loop().time())
+        if placed is None:
+            self._give_up(need, 0.0, math.inf)
+        return placed
 
     def _quiet(self, worker: ServingWorker) -> bool:
         """Return whether nobody else on that worker has lost one before without having proven its innocence."""
@@ -130,15 +186,32 @@ class Placement:
             return True
         return bool(need.suspicion.deaths) and self._leases.held("trial", worker.instance) > 0
 
-    def _willing(self, need: Need, usable: Sequence[ServingWorker], now: float) -> Sequence[ServingWorker]:
-        """Leave out those that did not take the stream lately; a new request that nobody has room for is rejected."""
-        refused = need.refused
-        willing = [w for w in usable if refused.get((w.instance, w.epoch), _NEVER)[0] <= now]
-        if not willing and not need.started:
-            errors = [refused[(w.instance, w.epoch)][1] for w in usable]
-            if all(error.fault == "capacity" for error in errors):
-                raise _saturated(need, errors)
-        return willing
+    def _with_room(self, need: Need, usable: Sequence[ServingWorker], now: float) -> Sequence[ServingWorker]:
+        """Leave out those that are full or did not take the stream lately; ``need.full`` says why nobody is left.
+
+        Raises:
+            CapacityExhausted: a new request that nobody has room for, and there is no queue.
+        """
+        need.full = None
+        refused = {key: error for key, (until, error) in need.refused.items() if until > now} if need.refused else {}
+        if need.promised or (need.party.admitted and need.party.size > 1):
+            return self._for_the_promised(need, [w for w in usable if (w.instance, w.epoch) not in refused], now)
+        verdict = self._admission.judge(
+            need.model, usable, refused, queueing=self.line.open, ahead=self.line.waiting(need.model), now=now
+        )
+        need.full = verdict.error
+        if verdict.decision == "reject" and verdict.error is not None:
+            raise need.party.refuse(verdict.error)
+        return verdict.free
+
+    def _for_the_promised(self, need: Need, willing: Sequence[ServingWorker], now: float) -> Sequence[ServingWorker]:
+        """Thresholds make them wait for a while, and never turn them away."""
+        if need.crowded or not need.started or not willing:
+            return willing
+        free = self._admission.with_room(need.model, willing)
+        if not free:
+            need.full = self._admission.judge(need.model, willing, {}, queueing=True, ahead=0, now=now).error
+        return free
 
     def _may_wait(self) -> Lease | None:
         waiting = self._leases.held("waiting")
@@ -181,6 +254,7 @@ class Placement:
     def _on_pool(self, kind: str, _worker: object) -> None:
         if kind != "pong":
             self.wake()
+        self.line.offer()
 
     def _trial_over(self) -> None:
         """One suspect more may be tried: call the most suspected, first come first."""
@@ -205,18 +279,6 @@ class Placement:
 
 
 _NOBODY: frozenset[str] = frozenset()
-_NEVER: tuple[float, HoldfastError | None] = (0.0, None)
-
-
-def _saturated(need: Need, errors: Sequence[HoldfastError]) -> HoldfastError:
-    last = errors[-1]
-    return WorkerSaturated(
-        f"All {len(errors)} usable workers of model '{need.model}' are full; the last one said: {last.message}",
-        retry_after=max((e.retry_after or 1.0) for e in errors),
-        layer="worker",
-        workers=len(errors),
-        **{k: v for k, v in last.details.items() if k in ("knob", "threshold", "measured")},
-    )
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

@@ -48,6 +48,8 @@ class Plan(msgspec.Struct, frozen=True):
     prepared_seconds: float = 0.0
     """From the request's arrival to this plan; telemetry alone reads it."""
     priority: int = 0
+    strict_priority: int = 0
+    """Sorts before ``priority`` in this process's queue; workers are not told."""
     cache_salt: str | None = None
     """Keeps prefix caches of different owners apart."""
     terminal_ids: frozenset[int] = frozenset()

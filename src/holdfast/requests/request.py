@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from holdfast.base.errors import CapacityExhausted
 from holdfast.base.limits import ACTIVE_REQUESTS
 from holdfast.requests.generation import Generation, Output
+from holdfast.requests.need import Party
 from holdfast.requests.plan import Plan
 from holdfast.requests.service import Services
 
@@ -36,6 +37,9 @@ class Request:
             )
         self._services = services
         self.streams = [Generation(plan, output, services) for plan, output in plans]
+        party = Party(len(self.streams))
+        for stream in self.streams:
+            stream.need.party = party
         self.id = plans[0][0].request_id
         self.label = plans[0][0].label
         self.model = plans[0][0].model

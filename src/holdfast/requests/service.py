@@ -19,7 +19,10 @@ from holdfast.requests.placement import Placement
 from holdfast.requests.plan import Deadlines as Bounds
 from holdfast.requests.plan import Ending
 from holdfast.requests.poison import Inquest
+from holdfast.routing.admission import Admission
 from holdfast.routing.policy import Policy, RouterMode
+from holdfast.routing.saturation import THRESHOLD_NAMES, Thresholds
+from holdfast.routing.thresholds import ThresholdBook
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
@@ -74,7 +77,22 @@ class Services:
         self.budget = RetryBudget()
         self.pacer = Pacer()
         self.inquest = Inquest()
-        self.placement = Placement(pool, Policy(mode, rng), self.leases, settings.migration_max_waiting)
+        wanted = settings.admission
+        self.thresholds = ThresholdBook(
+            f"{rng.getrandbits(64):016x}",
+            Thresholds(**{name: getattr(wanted, name) for name in THRESHOLD_NAMES}),
+        )
+        self.admission = Admission(self.thresholds, enabled=wanted.admission_control != "none")
+        self.policy = Policy(mode, rng)
+        self.placement = Placement(
+            pool,
+            self.policy,
+            self.leases,
+            max_waiting=settings.migration_max_waiting,
+            admission=self.admission,
+            settings=wanted,
+        )
+        self.thresholds.on_change = self.placement.line.offer
         self.deadlines = Deadlines(self.placement)
 
     def bounds(

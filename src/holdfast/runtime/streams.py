@@ -44,6 +44,10 @@ class StreamHandler(Protocol):
 class StreamHandle(Protocol):
     """The caller's grip on an open stream."""
 
+    @property
+    def id(self) -> int:
+        """Its number on the connection (`Pong.last_open`)."""
+
     def stop(self, reason: str = "cancelled") -> None:
         """Ask for an orderly end; idempotent, harmless after the end."""
 

@@ -64,6 +64,8 @@ class Load(msgspec.Struct, array_like=True, frozen=True):
     kv_used_blocks: int = 0
     kv_total_blocks: int = 0
     prefill_tokens: int = 0
+    ranks: tuple[Load, ...] = ()
+    """The same per data-parallel rank, in their order; empty: one rank, or an engine that does not tell them apart."""
 
 
 class Hello(msgspec.Struct, tag=1, array_like=True, frozen=True):

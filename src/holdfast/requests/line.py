@@ -1,0 +1,211 @@
+"""The queue in front of saturated workers, brought to life: who waits, is called, is displaced, gives up.
+
+Only the first of each model looks for room, when something has changed: a pong, the end of a stream, a threshold.
+When it found room the next one looks. Streams that were admitted before stand here too, before all others and outside
+the bound.
+
+Must never choose a worker or decide who is important (`routing.queue`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Generator, Mapping
+
+from holdfast.base.errors import CapacityExhausted, HoldfastError, InvalidRequest
+from holdfast.requests.leases import LeaseBook
+from holdfast.requests.need import Need, Placed
+from holdfast.routing.config import AdmissionSettings
+from holdfast.routing.drain import DrainMeter
+from holdfast.routing.queue import Rank, Waiting, WaitQueue
+
+LOOK_AGAIN = 1.0
+"""Seconds after which the first one looks without being called."""
+
+
+class _Call:
+    """How one waiting stream is called."""
+
+    __slots__ = ("error", "future")
+
+    def __init__(self) -> None:
+        self.error: HoldfastError | None = None
+        self.future: asyncio.Future[None] | None = None
+
+    def call(self) -> None:
+        if self.future is not None and not self.future.done():
+            self.future.set_result(None)
+
+    async def wait(self, until: float) -> None:
+        """Wait to be called, at most until then (loop time)."""
+        self.future = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self.future
+
+
+class Line:
+    """All waiting streams of one process."""
+
+    def __init__(self, settings: AdmissionSettings, leases: LeaseBook, drain: DrainMeter):
+        self._queue: WaitQueue[_Call] = WaitQueue(settings.admission_queue_limit)
+        self._timeout = settings.admission_queue_timeout
+        self._models = _points(settings.model_priorities)
+        self._leases = leases
+        self._drain = drain
+
+    @property
+    def open(self) -> bool:
+        """Whether there is a queue for new requests."""
+        return self._queue.limit > 0
+
+    def waiting(self, model: str) -> int:
+        """Return how many wait for room of a model."""
+        return self._queue.waiting(model)
+
+    def offer(self, model: str | None = None) -> None:
+        """There may be room: let the first of the model (None: of each) look."""
+        for name in self._queue.models() if model is None else (model,):
+            head = self._queue.head(name)
+            if head is not None:
+                head.item.call()
+
+    def overtakes(self, need: Need, now: float) -> bool:
+        """Return whether others who wait must be served before this newcomer."""
+        return need.queued_at is None and self._queue.before(need.model, self._rank(need), now)
+
+    async def stand(self, need: Need, full: CapacityExhausted | None, look: Callable[[], Placed | None]) -> Placed:
+        """Wait for a place on a worker as a new request.
+
+        Args:
+            need: of the stream.
+            full: why there is no room; None: others are to be served first.
+            look: tries to get one; it may raise what ends the request.
+
+        Raises:
+            CapacityExhausted: the queue is full, or somebody more important came, or the wait took too long.
+            HoldfastError: from ``look``, or because another choice of the same request was turned away.
+        """
+        loop = asyncio.get_running_loop()
+        if need.queued_at is None:
+            need.queued_at = loop.time()
+        until = need.queued_at + self._timeout
+        call = _Call()
+        with self._place(need, call, full) as place:
+            while True:
+                self._check(need, call)
+                if need.party.admitted or self._queue.head(need.model) is place:
+                    placed = look()
+                    if placed is not None:
+                        return placed
+                if loop.time() >= until:
+                    raise need.party.refuse(self._overdue(need, loop.time() - need.queued_at))
+                await call.wait(min(until, loop.time() + LOOK_AGAIN))
+
+    async def stand_first(self, need: Need, until: float, look: Callable[[], Placed | None]) -> Placed | None:
+        """Wait for a place as a stream that was admitted before; None when the time (loop time) is over."""
+        loop = asyncio.get_running_loop()
+        call = _Call()
+        place, _ = self._queue.join(call, need.model, Rank(), loop.time(), promised=True)
+        assert place is not None
+        try:
+            while loop.time() < until:
+                await call.wait(until)
+                placed = look()
+                if placed is not None:
+                    return placed
+        finally:
+            self._queue.leave(place)
+            self.offer(need.model)
+        return None
+
+    @contextlib.contextmanager
+    def _place(self, need: Need, call: _Call, full: CapacityExhausted | None) -> Generator[Waiting[_Call], None, None]:
+        assert need.queued_at is not None
+        place, loser = self._queue.join(call, need.model, self._rank(need), need.queued_at)
+        if place is None:
+            raise need.party.refuse(self._crowded(need.model, full))
+        if loser is not None:
+            loser.error = self._displaced(need.model)
+            loser.call()
+        lease = self._leases.take("queued")
+        need.party.calls.append(call.call)
+        try:
+            yield place
+        finally:
+            need.party.calls.remove(call.call)
+            lease.release()
+            self._queue.leave(place)
+            self.offer(need.model)
+
+    def _check(self, need: Need, call: _Call) -> None:
+        if call.error is not None:
+            raise need.party.refuse(call.error)
+        if need.party.error is not None:
+            raise need.party.error
+
+    def _rank(self, need: Need) -> Rank:
+        return Rank(need.rank.strict, need.rank.priority + self._models.get(need.model, 0))
+
+    # why somebody is turned away
+
+    def _crowded(self, model: str, full: CapacityExhausted | None) -> CapacityExhausted:
+        why = full.message if full is not None else f"Others wait for room on the workers of model '{model}' already."
+        return self._error(
+            model,
+            f"{why} The queue is full: {len(self._queue)} streams at least as important wait, its limit is "
+            f"{self._queue.limit} (DYN_ADMISSION_QUEUE_LIMIT).",
+            "DYN_ADMISSION_QUEUE_LIMIT",
+            self._queue.limit,
+            len(self._queue),
+        )
+
+    def _displaced(self, model: str) -> CapacityExhausted:
+        return self._error(
+            model,
+            f"A more important request took the place in the queue; all {self._queue.limit} are taken "
+            "(DYN_ADMISSION_QUEUE_LIMIT).",
+            "DYN_ADMISSION_QUEUE_LIMIT",
+            self._queue.limit,
+            len(self._queue),
+        )
+
+    def _overdue(self, need: Need, waited: float) -> CapacityExhausted:
+        why = f" {need.full.message}" if need.full is not None else ""
+        return self._error(
+            need.model,
+            f"No worker of model '{need.model}' had room within {self._timeout:g} s "
+            f"(DYN_ADMISSION_QUEUE_TIMEOUT_SECS).{why}",
+            "DYN_ADMISSION_QUEUE_TIMEOUT_SECS",
+            self._timeout,
+            round(waited, 3),
+        )
+
+    def _error(self, model: str, message: str, knob: str, threshold: float, measured: float) -> CapacityExhausted:
+        now = asyncio.get_running_loop().time()
+        return CapacityExhausted(
+            message,
+            retry_after=self._drain.retry_after(model, self.waiting(model), now),
+            layer="frontend queue",
+            knob=knob,
+            threshold=threshold,
+            measured=measured,
+        )
+
+
+def _points(texts: tuple[str, ...]) -> Mapping[str, int]:
+    """Return ``name=points`` as a mapping. Raises InvalidRequest naming what is wrong."""
+    points = {}
+    for text in texts:
+        name, _, number = text.rpartition("=")
+        try:
+            points[name] = int(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise InvalidRequest(
+                f"DYN_MODEL_PRIORITIES: {text!r} is not name=points with a whole number of points.",
+                param="DYN_MODEL_PRIORITIES",
+            )
+    return points
