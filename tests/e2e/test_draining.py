@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from holdfast.runtime.shutdown import EXIT_HANDED_OVER
 from tests.e2e.asking import exact, streaming, whole
 from tests.e2e.support import Cluster, cluster
 from tests.e2e.truth import Ask, check
@@ -18,8 +19,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """Workers with a grace of half a second."""
-    env = {"DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT": "0.5"}
+    """Workers whose streams get half a second."""
+    env = {"DYN_WORKER_SHUTDOWN_INFLIGHT_TIMEOUT_SECS": "0.5"}
     async with cluster(tmp_path_factory.mktemp("draining"), env=env) as running:
         yield running
 
@@ -42,7 +43,7 @@ async def test_streams_longer_than_the_grace_move(mock: Cluster) -> None:
     causes = [cause for answer in answers for cause in answer.causes]
     assert causes.count("worker_draining") == len(causes) >= 4
     await mock.usable()
-    assert "exit code 0" in mock.slots()[slot].last_exit
+    assert f"exit code {EXIT_HANDED_OVER}" in mock.slots()[slot].last_exit
 
 
 async def test_short_streams_finish_where_they_are(mock: Cluster) -> None:

@@ -35,7 +35,7 @@ SAMPLED = {
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
     """Two workers with the embedded model and a grace of a third of a second."""
-    env = {"DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT": "0.3"}
+    env = {"DYN_WORKER_SHUTDOWN_INFLIGHT_TIMEOUT_SECS": "0.3"}
     async with cluster(tmp_path_factory.mktemp("llamacpp"), engine=LLAMA, env=env) as running:
         yield running
 

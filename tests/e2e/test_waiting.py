@@ -119,7 +119,9 @@ async def test_supervisor_has_given_up(tmp_path: Path) -> None:
 async def test_last_worker_removed_on_purpose(tmp_path: Path) -> None:
     """SIGTERM of the last worker, and none is to come: its streams end when its grace is over, typed."""
     never = RestartPolicy(intensity=0)
-    async with cluster(tmp_path, workers=1, restart=never, env={"DYN_WORKER_GRACEFUL_SHUTDOWN_TIMEOUT": "0.3"}) as up:
+    async with cluster(
+        tmp_path, workers=1, restart=never, env={"DYN_WORKER_SHUTDOWN_INFLIGHT_TIMEOUT_SECS": "0.3"}
+    ) as up:
         loop = asyncio.get_running_loop()
         async with streaming(up, Ask(content="good bye", max_tokens=2000)) as live:
             await live.until_pieces(20)

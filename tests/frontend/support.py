@@ -25,6 +25,7 @@ from holdfast.requests.flusher import Flusher
 from holdfast.requests.service import Services
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
 from holdfast.runtime.pool import WorkerPool
+from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.runtime.transport import TcpTransport
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import WorkerProcess
@@ -69,7 +70,7 @@ class Stack:
     async def add_worker(self, mock: MockConfig | None = None, **config: Any) -> WorkerProcess:
         """Start a worker in this process and wait until it is ready."""
         engine = MockEngine(mock or self.mock)
-        settings = WorkerConfig(engine="mock", **{"shutdown_grace": 1.0, **config})
+        settings = WorkerConfig(engine="mock", **{"shutdown": ShutdownBudget(shutdown_inflight_timeout=1.0), **config})
         worker = WorkerProcess(settings, engine, MemDiscovery(self.hub), self.rng)
         self.workers[worker.instance] = (worker, engine)
         self.tasks.create_task(worker.run())

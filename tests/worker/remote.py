@@ -117,6 +117,7 @@ async def pong(link: Link) -> Any:
 CHILD = """
 import sys
 from holdfast.engines.mock import MockConfig, MockEngine
+from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import run
 config = WorkerConfig(engine="mock", file_kv={root!r}, **{worker!r})

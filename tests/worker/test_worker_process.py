@@ -19,6 +19,7 @@ from holdfast.engines.mock import MockConfig, MockEngine
 from holdfast.engines.mock.checker import expected_tokens
 from holdfast.models.card import PromptFiles
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
+from holdfast.runtime.shutdown import EXIT_CUT, EXIT_HANDED_OVER, EXIT_OVERRUN, ShutdownBudget
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import WorkerProcess
 from tests.engines.mock.mockrun import request
@@ -148,7 +149,8 @@ async def test_control_hangs_and_wakes_the_engine(tmp_path):
 
 
 async def test_sigterm_lets_short_streams_finish_and_sends_long_ones_elsewhere(tmp_path):
-    async with worker_child(tmp_path, {"shutdown_grace": 0.3}) as (child, record), linked(record.address) as link:
+    budget = {"shutdown": ShutdownBudget(shutdown_inflight_timeout=0.3)}
+    async with worker_child(tmp_path, budget) as (child, record), linked(record.address) as link:
         long = generate(link, request("long", max_tokens=20_000))
         short = generate(link, request("short", max_tokens=40))
         await long.until(lambda: len(long.tokens) > 2)
@@ -161,11 +163,11 @@ async def test_sigterm_lets_short_streams_finish_and_sends_long_ones_elsewhere(t
         await long.ended()
         assert (long.finish, long.error.code) == ("error", "worker_draining")
         assert long.tokens == expected_tokens(request("long", max_tokens=20_000), len(long.tokens))
-        assert await child.exit_code() == 0
+        assert await child.exit_code() == EXIT_HANDED_OVER
 
 
 async def test_a_second_signal_hurries(tmp_path):
-    async with worker_child(tmp_path, {"shutdown_grace": 60.0}) as (child, record), linked(record.address) as link:
+    async with worker_child(tmp_path) as (child, record), linked(record.address) as link:
         caller = generate(link, request(max_tokens=20_000))
         await caller.until(lambda: bool(caller.tokens))
         child.process.send_signal(signal.SIGINT)
@@ -175,7 +177,45 @@ async def test_a_second_signal_hurries(tmp_path):
         child.process.send_signal(signal.SIGTERM)
         await caller.ended()
         assert caller.error.code == "worker_draining"
-        assert await child.exit_code(5.0) == 0
+        assert await child.exit_code(5.0) == EXIT_HANDED_OVER
+
+
+async def test_a_third_signal_ends_it_now(tmp_path):
+    """The engine takes its time to close, and the budget would allow it."""
+    code = SLOW_TO_CLOSE.format(root=str(tmp_path), close="await asyncio.sleep(600)", total=600.0)
+    async with worker_child(tmp_path, argv=("-c", code)) as (child, record), linked(record.address) as link:
+        child.process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(5):
+            while link.connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        child.process.send_signal(signal.SIGINT)
+        child.process.send_signal(signal.SIGTERM)
+        assert await child.exit_code(4.0) == EXIT_CUT
+
+
+async def test_closing_that_hangs_ends_with_the_budget(tmp_path):
+    """The event loop itself is stuck, so that only a thread can end the process."""
+    code = SLOW_TO_CLOSE.format(root=str(tmp_path), close="time.sleep(600)", total=0.5)
+    async with worker_child(tmp_path, argv=("-c", code)) as (child, _):
+        child.process.send_signal(signal.SIGTERM)
+        assert await child.exit_code(10.0) == EXIT_OVERRUN
+
+
+SLOW_TO_CLOSE = """
+import asyncio, sys, time
+from holdfast.engines.mock import MockConfig, MockEngine
+from holdfast.runtime.shutdown import ShutdownBudget
+from holdfast.worker.config import WorkerConfig
+from holdfast.worker.process import run
+
+class Slow(MockEngine):
+    async def close(self):
+        {close}
+
+budget = ShutdownBudget(shutdown_total_timeout={total})
+config = WorkerConfig(engine="mock", file_kv={root!r}, shutdown=budget)
+sys.exit(run(config, lambda: Slow(MockConfig())))
+"""
 
 
 async def test_a_frozen_worker_goes_on_where_it_was(tmp_path):
@@ -290,5 +330,5 @@ def test_instance_ids_are_checked():
 
 def test_every_setting_is_described():
     names = {field.name for field in fields_of(WorkerConfig)}
-    assert {"engine", "namespace", "shutdown_grace", "engine_request_limit", "rpc_port"} <= names
+    assert {"engine", "namespace", "shutdown_total_timeout", "engine_request_limit", "rpc_port"} <= names
     assert len(fields_of(MockConfig)) == len(MockConfig.__struct_fields__)

@@ -1,8 +1,8 @@
 """The worker process: start the engine, register, serve, leave in order.
 
 ``starting → warming → ready ⇄ saturated → draining → stopped``, or ``failed`` when the engine dies. Leaving
-follows one budget: say *draining* to every caller, withdraw the record, let streams finish, send the rest to
-other workers, close. Exit code 0 when it was asked to leave, 1 when the engine died.
+follows one budget (`leaving`): withdraw the record, say *draining* to every caller, let streams finish, hand the
+rest over to other workers, close. The exit code tells which way it ended (`runtime.shutdown`).
 
 Must never leave a stream without an end while the process still can say one.
 """
@@ -16,6 +16,7 @@ import os
 import random
 import secrets
 import signal
+import threading
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -31,22 +32,21 @@ from holdfast.health.status import Metrics
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.server import ServerSettings, WorkerServer
+from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
 from holdfast.runtime.transport import Transport, is_loopback
 from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
 from holdfast.worker.host import EngineHost
+from holdfast.worker.leaving import Leaving, contained
 from holdfast.worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
 
-EXIT_DONE = 0
-EXIT_ENGINE_DIED = 1
 CLOSE_SECONDS = 5.0
-"""Bound on each of: withdrawing the record, closing discovery, closing the engine."""
-FLUSH_SECONDS = 1.0
-"""How long ends that were said may take to leave the process."""
-_FLUSH_POLL = 0.005
+"""Bound on each step of closing a worker that was never asked to leave."""
+_OVERRUN_SLACK = 1.0
+"""Seconds over the budget after which a process that still cleans up is ended."""
 _PROGRESS_LINE_SECONDS = 5.0
 _INSTANCE_HEX = 16
 
@@ -62,6 +62,8 @@ class WorkerProcess:
         transport: the network; None: TCP.
         metrics: renders what the status server's ``/metrics`` shows; None: nothing.
         on_ready: called once callers can find this worker.
+        owns_process: the process is nothing but this worker: it may be ended at once, on a third request to leave
+            or when closing takes longer than the budget.
     """
 
     def __init__(
@@ -74,15 +76,15 @@ class WorkerProcess:
         transport: Transport | None = None,
         metrics: Metrics | None = None,
         on_ready: Callable[[], None] = lambda: None,
+        owns_process: bool = False,
     ):
-        self._on_ready = on_ready
+        self._on_ready, self._owns_process = on_ready, owns_process
         self.config = config
         self.instance = _instance_id(config.instance_id, rng)
         self.epoch: Epoch = draw_epoch(rng)
         self.ready = asyncio.Event()
         """Set once callers can find this worker."""
         self._ending = asyncio.Event()
-        self._hurried = False
         self._patience: asyncio.Timeout | None = None
         """The wait that a signal cuts short, while there is one."""
         self._rng, self._transport = rng, transport
@@ -97,13 +99,30 @@ class WorkerProcess:
             secret=config.secret.encode(),
             settings=ServerSettings(insecure=config.insecure),
         )
+        self.leaving = Leaving(
+            config.shutdown,
+            self.host,
+            self.server,
+            lambda: discovery.withdraw(self.instance),
+            self.vitals.leave,
+        )
 
     def stop(self) -> None:
-        """Leave in order; called again: leave now."""
-        self._hurried = self._ending.is_set()
+        """Leave in order; called again: hurry; a third time: now."""
+        urgency = self.leaving.shutdown.signal()
+        if urgency == "hurry":
+            log.warning("asked to leave again: what still runs is handed over now")
+            self.leaving.hurry()
+        elif urgency == "now":
+            log.warning("asked to leave a third time: ending at once with %d streams", self.host.in_flight)
+            if self._owns_process:
+                os._exit(EXIT_CUT)
         self._end()
 
     def _end(self) -> None:
+        if self._owns_process and not self._ending.is_set():
+            _end_after(self.config.shutdown.shutdown_total_timeout + _OVERRUN_SLACK)
+        self.leaving.shutdown.begin(asyncio.get_running_loop().time())
         self._ending.set()
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time())
@@ -131,11 +150,11 @@ class WorkerProcess:
                 watchers.append(keeper)
                 await self._ending.wait()
                 await _cancelled(keeper)  # a record that is withdrawn must not be published anew
-                await self._leave()
+                await self.leaving.run()
         finally:
             await _cancelled(*watchers)
             await self._close()
-        return EXIT_DONE if self.host.death is None else EXIT_ENGINE_DIED
+        return EXIT_ENGINE_DIED if self.host.death is not None else self.leaving.shutdown.exit_code
 
     # starting
 
@@ -229,45 +248,13 @@ class WorkerProcess:
 
     # leaving
 
-    async def _leave(self) -> None:
-        """Drain within the budget, then send what is left to other workers."""
-        died = self.host.death is not None
-        budget = 0.0 if died else self.config.shutdown_grace
-        self.host.drain()
-        self.vitals.leave("the engine died" if died else "this worker is draining")
-        self.server.drain("the engine died" if died else "shutdown", int(budget * 1e3))
-        log.info("worker %s drains: %d streams in flight, %g s", self.instance, self.host.in_flight, budget)
-        deadline = asyncio.get_running_loop().time() + budget
-        await _bounded(self._discovery.withdraw(self.instance), "withdrawing the record")
-        await self._wait_idle(deadline)
-        left = self.host.send_elsewhere(f"This worker is shutting down; its {budget:g} s of grace are over.")
-        if left:
-            log.info("worker %s sends its last %d streams to other workers", self.instance, left)
-        await self._flush(deadline)
-
-    async def _wait_idle(self, deadline: float) -> None:
-        """Until nothing is in flight, the deadline, or a second signal."""
-        self._patience = asyncio.timeout_at(deadline)
-        try:
-            async with self._patience:
-                await self.host.idle()
-        except TimeoutError:
-            pass  # what is left is sent elsewhere
-        finally:
-            self._patience = None
-
-    async def _flush(self, deadline: float) -> None:
-        """Let what was said leave: tokens that wait for credit within the budget, ends a moment longer."""
-        loop = asyncio.get_running_loop()
-        deadline = max(deadline, loop.time() + FLUSH_SECONDS)
-        # the server counts streams and has no event for it; once per exit, a poll will do
-        while self.server.open_streams and loop.time() < deadline and not self._hurried:  # noqa: ASYNC110
-            await asyncio.sleep(_FLUSH_POLL)
-
     async def _close(self) -> None:
+        """Close everything, within what is left of the budget when there is one."""
+        now, shutdown = asyncio.get_running_loop().time(), self.leaving.shutdown
+        until = shutdown.until() if self._ending.is_set() else now + 3 * CLOSE_SECONDS
         await self.server.close()
-        await _bounded(self._discovery.close(), "closing discovery")
-        await _bounded(self.host.close(), "closing the engine")
+        await _bounded(self._discovery.close(), "closing discovery", until)
+        await _bounded(self.host.close(), "closing the engine", until)
         self.vitals.status.close()
 
 
@@ -304,11 +291,19 @@ async def run_worker(
         make_engine: returns the engine, not started.
         discovery: where to register; None: what the settings name.
         rng: for ids and nonces; None: the system's.
-        signals: whether this process is nothing but the worker: SIGTERM and SIGINT stop it (a second one hurries).
+        signals: whether this process is nothing but the worker: SIGTERM and SIGINT stop it (a second one hurries,
+            a third one ends it).
     """
     rng = rng or random.Random(secrets.randbits(128))
     discovery = discovery or open_discovery(config.discovery_backend, root=config.file_kv)
-    worker = WorkerProcess(config, make_engine(), discovery, rng, on_ready=_settle if signals else lambda: None)
+    worker = WorkerProcess(
+        config,
+        make_engine(),
+        discovery,
+        rng,
+        on_ready=_settle if signals else lambda: None,
+        owns_process=signals,
+    )
     if signals:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -320,6 +315,18 @@ def _settle() -> None:
     """What is alive now lives as long as the process: the collector need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+def _end_after(seconds: float) -> None:
+    """Make sure that the process is gone by then, even if the event loop hangs in something that is being closed."""
+
+    def overrun() -> None:
+        log.critical("leaving took more than its budget of %g s; the process ends itself", seconds)
+        os._exit(EXIT_OVERRUN)
+
+    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), overrun)
+    timer.daemon = True
+    timer.start()
 
 
 class _ProgressLines:
@@ -357,12 +364,10 @@ async def _cancelled(*tasks: asyncio.Task[None]) -> None:
             log.error("%s had failed", task.get_name(), exc_info=task.exception())
 
 
-async def _bounded(step: Coroutine[Any, Any, None], what: str) -> None:
-    """Run one step of leaving; what goes wrong is logged, because the next steps must happen all the same."""
+async def _bounded(step: Coroutine[Any, Any, None], what: str, until: float) -> None:
+    """Run one step of closing until a time of the loop; what goes wrong is logged, because the next must happen."""
     try:
-        async with asyncio.timeout(CLOSE_SECONDS):
-            await step
+        async with asyncio.timeout_at(until):
+            await contained(step, what)
     except TimeoutError:
-        log.warning("%s took more than %g s and was given up", what, CLOSE_SECONDS)
-    except HoldfastError as error:
-        log.warning("%s failed: %s", what, error.message)
+        log.warning("%s took too long and was given up", what)
