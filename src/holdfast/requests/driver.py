@@ -170,6 +170,11 @@ class Driver:
         self.need.accepted()
         return first
 
+    def prompt_computed(self, attempt: Attempt) -> None:
+        """The first token of an attempt has come: its worker has room for another prompt."""
+        attempt.placed.claim.computed()
+        self._services.placement.line.offer(self.need.model)
+
     def lost_worker(self, attempt: Attempt) -> None:
         """The worker's process is lost; told for all of its streams before any driver runs."""
         self._services.inquest.died(

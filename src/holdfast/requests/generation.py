@@ -145,7 +145,7 @@ class Generation:
     def _begin_streaming(self) -> None:
         self.enter("streaming")
         if self.attempt is not None:
-            self.attempt.placed.claim.computed()
+            self.driver.prompt_computed(self.attempt)
         if not self.delivered:
             self.note("first token")
             self._observer.first_token(self)

@@ -1,0 +1,118 @@
+"""Claims: what was sent counts at once, is counted once when the pong knows it, and is gone when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from holdfast.routing.claims import Claim, Ledger
+from holdfast.routing.saturation import RankLoad
+from holdfast.wire.frames import Load, Pong, Progress
+
+BLOCK = 16
+
+
+@dataclass
+class Worker:
+    instance: str = "w"
+    epoch: int = 1
+    pong: Pong | None = None
+
+    def say(self, last_open: int = 0, used: int = 0, prefill: int = 0, ranks: tuple[Load, ...] = ()) -> None:
+        self.pong = Pong(0, Progress(), Load(0, 0, used, 100, prefill, ranks), last_open)
+
+
+def load(ledger: Ledger, worker: Worker) -> RankLoad:
+    (only,) = ledger.loads(worker, BLOCK, 100, 1)
+    assert only is not None
+    return only
+
+
+def test_nothing_known_is_no_observation() -> None:
+    assert Ledger().loads(Worker(), BLOCK, 100, 2) == [None, None]
+
+
+def test_a_burst_counts_before_any_pong() -> None:
+    ledger, worker = Ledger(), Worker()
+    for _ in range(3):
+        ledger.take(worker, 33, BLOCK)
+    assert load(ledger, worker) == RankLoad(9, 100, 99)
+
+
+def test_the_pong_takes_over_what_it_includes() -> None:
+    ledger, worker = Ledger(), Worker()
+    claims = [ledger.take(worker, 32, BLOCK) for _ in range(3)]
+    for number, claim in enumerate(claims, 1):
+        claim.sent(number)
+    worker.say(last_open=2, used=3, prefill=16)
+    assert load(ledger, worker) == RankLoad(3 + 1 + 2, 100, 16 + 32)
+
+
+def test_what_ends_between_pongs_is_taken_off_again() -> None:
+    ledger, worker = Ledger(), Worker()
+    claim = ledger.take(worker, 32, BLOCK)
+    claim.sent(1)
+    worker.say(last_open=1, used=2, prefill=32)
+    assert load(ledger, worker) == RankLoad(4, 100, 32)
+    claim.computed()
+    assert load(ledger, worker).prefill_tokens == 0
+    claim.release()
+    claim.release()
+    assert load(ledger, worker) == RankLoad(2, 100, 0)
+    worker.say(last_open=1)
+    assert load(ledger, worker) == RankLoad(0, 100, 0), "and only once: the next pong knows it itself"
+    assert ledger.held() == 0
+
+
+def test_ranks() -> None:
+    ledger, worker = Ledger(), Worker()
+    worker.say(
+        used=70, ranks=(Load(kv_used_blocks=60, kv_total_blocks=64), Load(kv_used_blocks=10, kv_total_blocks=64))
+    )
+    assert ledger.loads(worker, BLOCK, 64, 3) == [RankLoad(60, 64), RankLoad(10, 64), None]
+    ledger.take(worker, BLOCK * 4, BLOCK)
+    assert ledger.loads(worker, BLOCK, 64, 2) == [RankLoad(62, 64, 32), RankLoad(12, 64, 32)], "spread evenly"
+
+
+def test_accounts_of_dead_processes_do_not_pile_up() -> None:
+    ledger = Ledger()
+    for epoch in range(100):
+        ledger.take(Worker(epoch=epoch), 1, BLOCK).release()
+    assert len(ledger._accounts) <= 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(["take", "compute", "release", "pong"]), st.integers(0, 9)), max_size=60))
+def test_never_negative_never_less_than_the_unseen_and_zero_at_rest(steps: list[tuple[str, int]]) -> None:
+    ledger, worker = Ledger(), Worker()
+    live: list[Claim] = []
+    sent = 0
+    unseen: set[Claim] = set()
+    for what, number in steps:
+        if what == "take":
+            claim = ledger.take(worker, 10 + number, BLOCK)
+            sent += 1
+            claim.sent(sent)
+            live.append(claim)
+            unseen.add(claim)
+        elif what == "pong":
+            worker.say(last_open=sent - number, used=number, prefill=number)
+            unseen = {c for c in unseen if c.stream > sent - number}
+        elif live:
+            claim = live[number % len(live)]
+            if what == "compute":
+                claim.computed()
+            else:
+                claim.release()
+                live.remove(claim)
+                unseen.discard(claim)
+        if worker.pong is not None or live:
+            now = load(ledger, worker)
+            assert now.active_blocks >= sum(c.blocks for c in unseen)
+            assert now.prefill_tokens >= sum(c.tokens for c in unseen)
+    for claim in live:
+        claim.release()
+    worker.say(last_open=sent)
+    assert load(ledger, worker) == RankLoad(0, 100, 0)
+    assert ledger.held() == 0
