@@ -7,11 +7,12 @@ import json
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from holdfast.base.settings import InvalidSetting
-from holdfast.telemetry.logs import LineWriter, LogConfig, parse_levels, setup_logging
+from holdfast.telemetry.logs import LineWriter, LogConfig, Readable, parse_levels, setup_logging, wants_colour
 
 
 @pytest.fixture(autouse=True)
@@ -97,3 +98,38 @@ def test_a_stalled_reader_never_blocks_and_losses_are_counted() -> None:
     assert (
         stream.getvalue() == "first\n(3 lines were dropped: the reader of this output was too slow)\nline 0\nline 1\n"
     )
+
+
+def test_levels_come_from_a_file_unless_the_variable_says_otherwise(tmp_path: Path) -> None:
+    file = tmp_path / "logging.toml"
+    file.write_text('log_level = "warn"\n[log_filters]\n"holdfast.wire" = "debug"\n', encoding="utf-8")
+    written(LogConfig(log_config_path=str(file)))
+    assert logging.getLogger().level == logging.WARNING
+    assert logging.getLogger("holdfast.wire").level == logging.DEBUG
+    written(LogConfig(log="error,holdfast.wire=error", log_config_path=str(file)))
+    assert logging.getLogger().level == logging.ERROR
+    assert logging.getLogger("holdfast.wire").level == logging.ERROR
+    logging.getLogger("holdfast.wire").setLevel(logging.NOTSET)
+    with pytest.raises(InvalidSetting, match="cannot be read"):
+        written(LogConfig(log_config_path=str(tmp_path / "none.toml")))
+
+
+@pytest.mark.parametrize(
+    ("terminal", "env", "colour"),
+    [
+        (True, {}, True),
+        (False, {}, False),
+        (True, {"NO_COLOR": "1"}, False),
+        (True, {"TERM": "dumb"}, False),
+        (True, {"DYN_SDK_DISABLE_ANSI_LOGGING": "true"}, False),
+        (True, {"DYN_SDK_DISABLE_ANSI_LOGGING": "0"}, True),
+    ],
+)
+def test_colour_is_for_people_at_a_terminal(terminal: bool, env: dict[str, str], colour: bool) -> None:
+    class Stream(io.StringIO):
+        def isatty(self) -> bool:
+            return terminal
+
+    assert wants_colour(Stream(), env) is colour
+    record = logging.makeLogRecord({"name": "x", "levelno": 40, "levelname": "ERROR", "msg": "m"})
+    assert ("\x1b[31mERROR" in Readable("", colour=colour).format(record)) is colour

@@ -20,7 +20,9 @@ COMMANDS = {
     "frontend": "Run one frontend: the OpenAI HTTP API.",
     "worker": "Run one worker: hosts an inference engine.",
     "demo": "Kill a worker in mid-sentence and watch the sentence go on, token for token.",
+    "restart": "Replace the processes of a running serve one by one, without a failed request.",
     "status": "Show who is there, and in what state.",
+    "explain": "Tell what became of a request: attempts, workers, when its tokens came.",
     "config": "Show every setting, its value and where it comes from.",
 }
 PROCESSES = ("frontend", "worker")

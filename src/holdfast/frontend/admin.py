@@ -5,7 +5,6 @@ Must never be on the token path.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from starlette.routing import Route
 
 from holdfast import __version__
 from holdfast.base.errors import HoldfastError, InternalError, InvalidRequest, ModelNotFound, NotFound
+from holdfast.frontend.debugging import Debugging
 from holdfast.openai.docs import docs_page
 from holdfast.openai.encode import model_object, models_list
 from holdfast.openai.errors import error_response
@@ -27,7 +27,6 @@ from holdfast.openai.schema import openapi
 
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
-    from holdfast.requests.generation import Generation
 
 _json = msgspec.json.Encoder(enc_hook=str).encode
 
@@ -47,6 +46,7 @@ def make_admin(frontend: Frontend) -> Starlette:
             Route("/openapi.json", routes.openapi),
             Route("/docs", routes.docs),
             Route("/debug/requests", routes.requests),
+            Route("/debug/requests/{name:path}", routes.request),
         ],
         exception_handlers={HTTPException: _http_error, HoldfastError: _holdfast_error, Exception: _fault},
     )
@@ -66,6 +66,7 @@ class _Asgi:
 class _Routes:
     def __init__(self, frontend: Frontend):
         self._frontend = frontend
+        self._debugging = Debugging(frontend)
         self._since = int(time.time())  # presentation only: OpenAI's `created`
 
     async def models(self, _request: Request) -> Response:
@@ -123,31 +124,11 @@ class _Routes:
     def _openapi(self) -> bytes:
         return openapi(__version__, api_keys=bool(self._frontend.config.api_keys_file))
 
-    async def requests(self, _request: Request) -> Response:
-        now = asyncio.get_running_loop().time()
-        active = self._frontend.generate.active
-        content = {
-            "leases": self._frontend.services.leases.sums(),
-            "requests": [
-                {"id": r.id, "label": r.label, "model": r.model, "streams": [_stream(s, now) for s in r.streams]}
-                for r in active.values()
-            ],
-        }
-        return _body(_json(content))
+    async def requests(self, request: Request) -> Response:
+        return _body(_json(self._debugging.requests(request.query_params)))
 
-
-def _stream(stream: Generation, now: float) -> dict[str, Any]:
-    return {
-        "choice": stream.plan.choice,
-        "state": stream.state,
-        "worker": stream.worker,
-        "seconds": round(now - stream.started_at, 3),
-        "prompt_tokens": stream.plan.prompt_length,
-        "tokens": stream.count,
-        "delivered": stream.delivered,
-        "blocked": stream.blocked_since is not None,
-        "timeline": [{"at": round(at, 4), "event": event, "detail": detail} for at, event, detail in stream.timeline],
-    }
+    async def request(self, request: Request) -> Response:
+        return _body(_json(self._debugging.request(request.path_params["name"])))
 
 
 def _why(state: str) -> str:

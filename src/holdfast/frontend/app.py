@@ -20,10 +20,12 @@ from holdfast.frontend.gauges import Gauges
 from holdfast.frontend.generate import GenerateRoute
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
+from holdfast.frontend.story import Stories
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import find_header, request_label
 from holdfast.requests.service import Services
 from holdfast.runtime.pool import WorkerPool
+from holdfast.telemetry.spans import NO_SPANS, Spans
 
 log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
@@ -40,6 +42,8 @@ class Frontend:
         pool: WorkerPool,
         registry: ModelRegistry,
         metrics: FrontendMetrics,
+        *,
+        spans: Spans = NO_SPANS,
     ):
         self.config = config
         self.services = services
@@ -49,13 +53,14 @@ class Frontend:
         self.cut = False
         """Whether draining had to end streams."""
         self._gate = Gate(config)
-        self.generate = GenerateRoute(config, services, registry, metrics, self._gate)
+        self.stories = Stories(metrics, services.flusher.clock, config.explain_requests, spans)
+        self.generate = GenerateRoute(config, services, registry, self.stories, self._gate)
         self._hot: dict[tuple[str, str], App] = {
             ("POST", "/v1/chat/completions"): self.generate.chat,
             ("POST", "/v1/completions"): self.generate.completion,
         }
         self.gauges = Gauges(self)
-        self._unsubscribe = pool.subscribe(metrics.pool_event)
+        self._unsubscribe = [pool.subscribe(metrics.pool_event), pool.subscribe(self.stories.pool_event)]
         self._admin: App = make_admin(self)
 
     @property
@@ -106,5 +111,7 @@ class Frontend:
 
     async def close(self) -> None:
         """Let helpers go."""
-        self._unsubscribe()
+        for unsubscribe in self._unsubscribe:
+            unsubscribe()
+        await asyncio.to_thread(self.stories.spans.close)
         await self.generate.close()

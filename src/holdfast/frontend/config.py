@@ -10,6 +10,7 @@ from holdfast.base.settings import setting
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.policy import RouterMode
 from holdfast.telemetry.metric import MetricSettings
+from holdfast.telemetry.spans import TraceSettings
 
 
 class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,4 +87,9 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = 5.0
     requests: RequestSettings = RequestSettings()
+    explain_requests: Annotated[
+        int,
+        setting("DYN_EXPLAIN_REQUESTS", "Finished requests that `holdfast explain` can tell of; 0: none.", ge=0),
+    ] = 1024
     metrics: MetricSettings = MetricSettings()
+    traces: TraceSettings = TraceSettings()

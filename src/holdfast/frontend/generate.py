@@ -18,11 +18,11 @@ from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Receive, Send, read_body
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.gate import Gate
-from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.prepare import Prepared, Preparer, Surface
 from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.reply import KeepAlive, Reply
+from holdfast.frontend.story import Stories, Story
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
 from holdfast.openai.mapping import token_budget
@@ -42,20 +42,6 @@ class _Call(NamedTuple):
     send: Send
 
 
-class _Story:
-    """What telemetry knows of one request."""
-
-    __slots__ = ("arrived", "kind", "model", "prepared_seconds", "surface")
-
-    def __init__(self, surface: Surface, arrived: int):
-        self.surface: Surface = surface
-        self.arrived = arrived
-        """Nanoseconds of the stopwatch."""
-        self.model = ""
-        self.kind = "unary"
-        self.prepared_seconds = 0.0
-
-
 class GenerateRoute:
     """Serves chat and text completions."""
 
@@ -64,12 +50,13 @@ class GenerateRoute:
         config: FrontendConfig,
         services: Services,
         registry: ModelRegistry,
-        metrics: FrontendMetrics,
+        stories: Stories,
         gate: Gate,
     ):
         self._config = config
         self._services = services
-        self._metrics = metrics
+        self._metrics = stories.metrics
+        self._stories = stories
         self._offload = Offload()
         self._preparer = Preparer(config, registry, self._offload, services.rng)
         self._limit = config.http_body_limit_mb * 1024 * 1024
@@ -77,6 +64,8 @@ class GenerateRoute:
         self._gate = gate
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
+        self.stories: dict[RequestId, Story] = {}
+        """Of the same."""
         self.idle = asyncio.Event()
         """Set while no request is active."""
         self.idle.set()
@@ -99,41 +88,37 @@ class GenerateRoute:
     async def _serve(self, surface: Surface, call: _Call) -> None:
         scope, receive, send = call
         request_id = draw_request_id(self._services.rng)
-        story = _Story(surface, self._services.flusher.clock())
-        self._metrics.preprocessing += 1
+        story = self._stories.begin(surface, scope, request_id)
         try:
             headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
+            story.identify(headers)
             self._admit(scope)
             body = await read_body(receive, self._limit, _content_length(scope))
             prepared = await self._preparer.prepare(surface, body)
             del body
-            story.model, story.kind = prepared.served.card.name, "stream" if prepared.spec.stream else "unary"
-            story.prepared_seconds = self._since(story)
-            plans = self._plans(request_id, prepared, headers, story.prepared_seconds)
+            story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
+            plans = self._plans(story, prepared, headers)
         except Cancelled as error:
-            self._count_refused(story, error)
+            story.refused(error)
             return
         except HoldfastError as error:
-            self._count_refused(story, error)
+            story.refused(error)
             await self._refuse(send, error, headers_label(scope) or request_id)
             return
         except Exception:
             log.exception("request %s could not be prepared", request_id)
             fault = InternalError("The request could not be prepared.")
-            self._count_refused(story, fault)
+            story.refused(fault)
             await self._refuse(send, fault, request_id)
             return
         finally:
-            self._metrics.preprocessing -= 1
-        self._metrics.prepared(story.prepared_seconds)
-        self._metrics.begun(story.model, surface, story.kind)
+            story.settle()
         with self._metrics.inflight.labels(self._metrics.label(story.model)).track_inprogress():
-            outcome = await self._run(request_id, prepared, plans, call)
-        self._metrics.finished(story.model, surface, story.kind, outcome, self._since(story))
+            outcome = await self._run(story, prepared, plans, call)
+        story.ended(outcome)
 
-    async def _run(
-        self, request_id: RequestId, prepared: Prepared, plans: list[Plan], call: _Call
-    ) -> HoldfastError | None:
+    async def _run(self, story: Story, prepared: Prepared, plans: list[Plan], call: _Call) -> HoldfastError | None:
+        request_id = story.id
         async with asyncio.TaskGroup() as group:
             reply = self._reply(call, group)
             kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
@@ -143,8 +128,10 @@ class GenerateRoute:
             except HoldfastError as error:
                 answer.refuse(error)
                 return error
+            story.request = request
             answer.begin(request)
             self.active[request_id] = request
+            self.stories[request_id] = story
             self.idle.clear()
             self._keep_alive.add(reply)
             try:
@@ -156,7 +143,7 @@ class GenerateRoute:
                 await driver
             finally:
                 self._keep_alive.remove(reply)
-                del self.active[request_id]
+                del self.active[request_id], self.stories[request_id]
                 if not self.active:
                     self.idle.set()
                 reply.abandon()
@@ -178,7 +165,7 @@ class GenerateRoute:
             stall_timeout=self._config.requests.client_stall_timeout,
         )
 
-    def _plans(self, request_id: RequestId, prepared: Prepared, headers: RequestHeaders, seconds: float) -> list[Plan]:
+    def _plans(self, story: Story, prepared: Prepared, headers: RequestHeaders) -> list[Plan]:
         spec = prepared.spec
         card = prepared.served.card
         bounds = self._bounds(headers)
@@ -197,7 +184,7 @@ class GenerateRoute:
                 choice = len(plans)
                 plans.append(
                     Plan(
-                        request_id=request_id,
+                        request_id=story.id,
                         model=card.name,
                         prompt_ids=ids,
                         prompt_length=len(prompt.ids),
@@ -207,8 +194,9 @@ class GenerateRoute:
                         deadlines=bounds,
                         choice=choice,
                         label=headers.label,
-                        traceparent=headers.traceparent,
-                        prepared_seconds=seconds,
+                        traceparent=story.context.traceparent if story.context is not None else "",
+                        context=story.context,
+                        prepared_seconds=story.prepared_seconds,
                         priority=steering.priority,
                         cache_salt=spec.cache_salt,
                         terminal_ids=terminal,
@@ -233,13 +221,6 @@ class GenerateRoute:
         answer = error_response(error, label)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
-
-    def _since(self, story: _Story) -> float:
-        return (self._services.flusher.clock() - story.arrived) / 1e9
-
-    def _count_refused(self, story: _Story, error: HoldfastError) -> None:
-        self._metrics.begun(story.model, story.surface, story.kind)
-        self._metrics.finished(story.model, story.surface, story.kind, error, self._since(story))
 
 
 def headers_label(scope: Any) -> str:

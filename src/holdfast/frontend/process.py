@@ -32,6 +32,7 @@ from holdfast.runtime.pool import PoolSettings, WorkerPool
 from holdfast.runtime.progress import HangSettings
 from holdfast.runtime.transport import TcpTransport
 from holdfast.telemetry.loop_delay import watch_loop
+from holdfast.telemetry.spans import open_spans
 
 log = logging.getLogger(__name__)
 
@@ -55,11 +56,12 @@ async def serve(config: FrontendConfig) -> int:
     sock = listen(config.http_host, config.http_port)
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
+    caller = draw_instance_id(rng)
     flusher = Flusher(time.monotonic_ns)
     pool = WorkerPool(
         discovery,
         TcpTransport(),
-        caller=draw_instance_id(rng),
+        caller=caller,
         namespace=config.namespace,
         rng=rng,
         secret=config.secret.encode(),
@@ -72,9 +74,10 @@ async def serve(config: FrontendConfig) -> int:
         on_read_done=flusher.flush,
     )
     metrics = FrontendMetrics(config.metrics)
+    spans = open_spans(config.traces, "frontend", caller)
     services = Services(config.requests, pool, flusher, metrics, rng=rng, mode=config.router_mode)
     registry = ModelRegistry(pool, ArtifactStore())
-    frontend = Frontend(config, services, pool, registry, metrics)
+    frontend = Frontend(config, services, pool, registry, metrics, spans=spans)
     server = make_server(frontend, config)
     try:
         await pool.start()

@@ -17,6 +17,7 @@ from holdfast.base.limits import INITIAL_CREDIT_TOKENS
 from holdfast.engines.contract import GenerateRequest
 from holdfast.requests.poison import is_death
 from holdfast.runtime.streams import Logprobs, StreamHandle
+from holdfast.telemetry.context import attempt_traceparent
 from holdfast.wire.frames import OpenHeaders
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Attempt:
             label=plan.label,
             attempt=self.number,
             choice=plan.choice,
-            traceparent=plan.traceparent,
+            traceparent=attempt_traceparent(plan.traceparent, plan.request_id, plan.choice, self.number),
             remaining_ms=generation.remaining_ms(self.started_at),
             priority=plan.priority,
         )

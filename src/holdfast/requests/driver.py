@@ -16,6 +16,7 @@ from holdfast.requests.migration import Failure, History, MigrationType, judge, 
 from holdfast.requests.need import Need, Placed
 from holdfast.requests.plan import Join, Move
 from holdfast.routing.queue import Rank
+from holdfast.telemetry.explain import Considered
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
@@ -23,12 +24,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CONSIDERED_SHOWN = 8
+"""Workers whose load is remembered per placement."""
+
 
 class Driver:
     """Belongs to one `Generation`, for its whole life."""
 
     __slots__ = (
-        "_generation", "_interrupted", "_services", "_stalled_at", "_task", "history", "join", "moves", "need",
+        "_generation", "_interrupted", "_services", "_stalled_at", "_task", "considered", "history", "join",
+        "moves", "need",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, services: Services):
@@ -41,6 +46,8 @@ class Driver:
         self.need = Need(generation.plan.model, Rank(generation.plan.strict_priority, generation.plan.priority))
         self.join: Join = "none"
         self.moves: list[Move] = []
+        self.considered: list[Considered] = []
+        """For each attempt, among how many workers it was placed and what the first of them had to do."""
 
     @property
     def migration_type(self) -> MigrationType:
@@ -104,6 +111,9 @@ class Driver:
         if not generation.count:
             self.need.fingerprint = placed.worker.fingerprint_of(generation.plan.model)
         attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
+        candidates = self._services.policy.considered
+        shown = tuple([(w.instance, w.in_flight, w.queued) for w in candidates[:CONSIDERED_SHOWN]])
+        self.considered.append((len(candidates), shown))
         generation.note("attempt", placed.worker.instance)
         generation.enter("dispatched")
         observer, clock = self._services.observer, generation.flusher.clock
@@ -119,7 +129,7 @@ class Driver:
         self._stalled_at = self._stalled_at or now
         failure = Failure(error, attempt.sent, attempt.accepted)
         record(self.history, failure)
-        generation.note("failed", f"{error.code} at token {generation.count}")
+        generation.note("failed", f"{error.code} at token {generation.count}: {error.message}")
         if not isinstance(error, AcceptOverdue):
             attempt.placed.worker.report_failure(error)
         self.need.failed(attempt.placed.key, failure, now)
@@ -138,6 +148,14 @@ class Driver:
         if verdict.error is not None:
             raise verdict.error
         generation.enter("migrating")
+        log.info(
+            "choice %d leaves worker %s at token %d: %s",
+            generation.plan.choice,
+            attempt.placed.worker.instance,
+            generation.count,
+            error.message,
+            extra={"cause": error.code, "attempt": attempt.number},
+        )
         self.moves.append(Move(error.code, generation.count, 0.0))
         services.observer.migration_started(generation, error)
         if self.history.accepted or error.fault != "capacity":

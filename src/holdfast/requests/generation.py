@@ -22,6 +22,7 @@ from holdfast.requests.need import Need
 from holdfast.requests.plan import Ending, Plan
 from holdfast.requests.states import State, check
 from holdfast.runtime.streams import Logprobs
+from holdfast.telemetry.context import bound
 from holdfast.telemetry.rhythm import Rhythm
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 
 CONTEXT_SLACK = 8
 """Tokens by which an engine's idea of its full context may differ from its card's."""
+_LEVELS = {"failed": logging.WARNING, "expired": logging.WARNING, "rejected": logging.DEBUG}
 GO_ON = -1
 """What `Output.deliver` returns while no stop string has matched."""
 
@@ -168,6 +170,7 @@ class Generation:
         """A worker owns the stream."""
         first = self.driver.was_accepted()
         self.enter("accepted")
+        self.note("accepted")
         if first:
             try:
                 self._output.accepted(attempt.placed.worker.instance)
@@ -217,7 +220,8 @@ class Generation:
         self._conclude(state, "", error)
 
     def _fault(self, what: str, error: Exception) -> None:
-        log.error("request %s: its output could not %s", self.plan.request_id, what, exc_info=error)
+        with bound(self.plan.context):
+            log.error("request %s: its output could not %s", self.plan.request_id, what, exc_info=error)
         self.finish_with(InternalError("The answer could not be written because of a fault in Holdfast."))
 
     def _finish(self, finish: str) -> None:
@@ -240,6 +244,8 @@ class Generation:
             join=driver.join,
         )
         self.note(state, finish or (error.code if error else ""))
+        if error is not None:
+            self._tell(state, error)
         if attempt is not None:
             if state == "done":
                 attempt.placed.worker.report_success()
@@ -250,8 +256,17 @@ class Generation:
         try:
             self._output.ended(ending)
         except Exception:
-            log.exception("request %s: its output could not be ended", self.plan.request_id)
+            with bound(self.plan.context):
+                log.exception("request %s: its output could not be ended", self.plan.request_id)
         self._observer.ended(self, ending)
+
+    def _tell(self, state: State, error: HoldfastError) -> None:
+        """Log an end that is no success: rejections quietly, for there may be thousands a second."""
+        level = _LEVELS.get(state, logging.INFO)
+        if log.isEnabledFor(level):
+            facts = {"cause": error.code, "tokens": self.delivered, "attempts": self.driver.history.attempts}
+            with bound(self.plan.context):
+                log.log(level, "choice %d %s: %s", self.plan.choice, state, error.message, extra=facts)
 
     def complete(self, error: HoldfastError) -> bool:
         """Return whether nothing is missing but the end: a worker that died after its last token has done its work."""

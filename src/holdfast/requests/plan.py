@@ -12,6 +12,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.engines.contract import Sampling, StopRules
 from holdfast.requests.states import State
+from holdfast.telemetry.context import RequestContext
 
 Join = Literal["none", "exact", "declared"]
 """``none``: no move after the first token; ``exact``: every continuation is token-exact; ``declared``: at least
@@ -45,6 +46,8 @@ class Plan(msgspec.Struct, frozen=True):
     choice: int = 0
     label: str = ""
     traceparent: str = ""
+    context: RequestContext | None = None
+    """Whose log lines and spans these are."""
     prepared_seconds: float = 0.0
     """From the request's arrival to this plan; telemetry alone reads it."""
     priority: int = 0

@@ -57,6 +57,8 @@ class Policy:
         self.mode = mode
         self._rng = rng
         self._turn: dict[str, int] = {}
+        self.considered: Sequence[Candidate] = ()
+        """Whom the latest choice was made among; for explanations, read before anything else runs."""
 
     def choose(self, model: str, candidates: Sequence[C], wish: Wish) -> C | None:
         """Return the chosen worker, or None when there is no candidate.
@@ -65,6 +67,7 @@ class Policy:
         same fingerprint.
         """
         left = list(candidates)
+        self.considered = left
         if not left:
             return None
         if len(left) > 1:

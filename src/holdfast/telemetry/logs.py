@@ -4,8 +4,10 @@ Every process calls `setup_logging` once. Lines are written by a thread of their
 queue, so that a reader that has stopped reading (a frozen supervisor, a full terminal) never stops the
 event loop; what does not fit is dropped and counted in the next line that gets through.
 
-Variables follow the reference: ``DYN_LOG`` (``level`` or ``level,module=level,…``), ``DYN_LOGGING_JSONL``,
-``DYN_LOGGING_CONSOLE_FORMAT``, ``DYN_LOG_USE_LOCAL_TZ``.
+Every line of code that works for a request carries that request's ids (`context`). Variables follow the reference:
+``DYN_LOG`` (``level`` or ``level,module=level,…``), ``DYN_LOGGING_JSONL``, ``DYN_LOGGING_CONSOLE_FORMAT``,
+``DYN_LOGGING_SPAN_EVENTS``, ``DYN_LOG_USE_LOCAL_TZ``, ``DYN_LOGGING_CONFIG_PATH``; colour only on a terminal, and
+neither with ``NO_COLOR`` nor with ``DYN_SDK_DISABLE_ANSI_LOGGING``.
 
 Must never format prompt or generated text; callers pass facts as ``extra={…}``.
 """
@@ -16,15 +18,20 @@ import atexit
 import contextlib
 import json
 import logging
+import os
 import queue
 import sys
 import threading
+import tomllib
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any, Literal, TextIO
 
 import msgspec
 
 from holdfast.base.settings import InvalidSetting, setting
+from holdfast.telemetry import context
 
 QUEUE_LINES = 10_000
 """Lines that may wait for a reader before lines are dropped."""
@@ -39,6 +46,14 @@ _LEVELS = {
     "off": logging.CRITICAL + 1,
 }
 _NOISY = ("asyncio", "httpx", "httpcore", "uvicorn", "hpack", "urllib3")
+_COLOURS = {
+    logging.DEBUG: "\x1b[2m",
+    logging.INFO: "\x1b[32m",
+    logging.WARNING: "\x1b[33m",
+    logging.ERROR: "\x1b[31m",
+    logging.CRITICAL: "\x1b[1;31m",
+}
+_DIM, _PLAIN = "\x1b[2m", "\x1b[0m"
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
@@ -51,6 +66,12 @@ class LogConfig(msgspec.Struct, frozen=True):
         Literal["readable", "jsonl"] | None,
         setting("DYN_LOGGING_CONSOLE_FORMAT", "Format of log lines; takes precedence over --log-jsonl."),
     ] = None
+    log_span_events: Annotated[
+        bool, setting("DYN_LOGGING_SPAN_EVENTS", "Log the beginning and the end of every request and attempt.")
+    ] = False
+    log_config_path: Annotated[
+        str, setting("DYN_LOGGING_CONFIG_PATH", "TOML file with log_level and the table log_filters; DYN_LOG wins.")
+    ] = ""
     log_local_time: Annotated[bool, setting("DYN_LOG_USE_LOCAL_TZ", "Local time in log lines instead of UTC.")] = False
 
     @property
@@ -62,19 +83,25 @@ class LogConfig(msgspec.Struct, frozen=True):
 class Readable(logging.Formatter):
     """``12:00:01.234 INFO    worker-0: message key=value`` with the logger's name for warnings and worse."""
 
-    def __init__(self, role: str, local_time: bool = False):
+    def __init__(self, role: str, local_time: bool = False, *, colour: bool = False):
         super().__init__()
         self._role = role
         self._local = local_time
+        self._colour = colour
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line, plus a traceback when the record carries one."""
-        facts = "".join(f" {key}={_fact(value)}" for key, value in _facts(record).items())
+        request = context.current()
+        named = {**_facts(record), **request.brief()} if request is not None else _facts(record)
+        facts = "".join(f" {key}={_fact(value)}" for key, value in named.items())
         where = f" [{record.name}]" if record.levelno >= logging.WARNING else ""
         role = f" {self._role}:" if self._role else ""
         stamp = _when(record, self._local).strftime("%H:%M:%S.%f")[:-3]
-        line = f"{stamp} {record.levelname:<7}{role} {_one_line(record.getMessage())}{facts}{where}"
-        return line + _trace(self, record, "\n")
+        level, message = f"{record.levelname:<7}", _one_line(record.getMessage())
+        if self._colour:
+            level = f"{_COLOURS.get(record.levelno, '')}{level}{_PLAIN}"
+            stamp, facts = f"{_DIM}{stamp}{_PLAIN}", f"{_DIM}{facts}{_PLAIN}" if facts else ""
+        return f"{stamp} {level}{role} {message}{facts}{where}" + _trace(self, record, "\n")
 
 
 class JsonLines(logging.Formatter):
@@ -96,6 +123,9 @@ class JsonLines(logging.Formatter):
         }
         if self._role:
             entry["process"] = self._role
+        request = context.current()
+        if request is not None:
+            entry.update(request.fields())
         entry.update(_facts(record))
         trace = _trace(self, record, "")
         if trace:
@@ -173,10 +203,14 @@ def setup_logging(config: LogConfig, role: str = "", writer: LineWriter | None =
     Raises:
         InvalidSetting: a level that does not exist.
     """
-    levels = parse_levels(config.log)
+    of_file, said = _levels_of_file(config.log_config_path), parse_levels(config.log)
+    levels = {**said, **of_file} if config.log == LogConfig().log else {**of_file, **said}
+    colour = writer is None and wants_colour(sys.stderr, os.environ)
     writer = writer or LineWriter(sys.stderr)
     handler = BackgroundHandler(writer)
-    handler.setFormatter(JsonLines(role) if config.as_json else Readable(role, config.log_local_time))
+    readable = Readable(role, config.log_local_time, colour=colour)
+    handler.setFormatter(JsonLines(role) if config.as_json else readable)
+    context.SPAN_EVENTS.on = config.log_span_events
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
@@ -187,6 +221,29 @@ def setup_logging(config: LogConfig, role: str = "", writer: LineWriter | None =
         logging.getLogger(name or None).setLevel(level)
     atexit.register(writer.close)
     return writer
+
+
+def wants_colour(stream: TextIO, env: Mapping[str, str]) -> bool:
+    """Return whether a person looks at this stream and has not said that colours are unwanted."""
+    off = env.get("NO_COLOR") or env.get("DYN_SDK_DISABLE_ANSI_LOGGING", "").lower() in ("1", "true", "yes", "on")
+    return not off and env.get("TERM") != "dumb" and stream.isatty()
+
+
+def _levels_of_file(path: str) -> dict[str, int]:
+    """Return the levels of a configuration file; none without one.
+
+    Raises:
+        InvalidSetting: it cannot be read, or has a level that does not exist.
+    """
+    if not path:
+        return {}
+    try:
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidSetting(f"DYN_LOGGING_CONFIG_PATH={path}: cannot be read ({error})") from None
+    filters = content.get("log_filters", {})
+    parts = [str(content.get("log_level", "info")), *(f"{name}={level}" for name, level in dict(filters).items())]
+    return parse_levels(",".join(parts))
 
 
 def parse_levels(text: str) -> dict[str, int]:
