@@ -117,6 +117,7 @@ async def pong(link: Link) -> Any:
 CHILD = """
 import sys
 from holdfast.engines.mock import MockConfig, MockEngine
+from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import run
