@@ -120,8 +120,8 @@ class Reply:
             self._middle(data)
 
     def comment(self) -> None:
-        """Show a sign of life."""
-        if not self.finished and self.blocked_since is None:
+        """Show a sign of life; not in answers that are one JSON body, whose head comes with their end."""
+        if self._head is not None and not self.finished and self.blocked_since is None:
             self.write(COMMENT)
             self.push()
 
