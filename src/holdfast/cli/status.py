@@ -79,7 +79,7 @@ async def _look(discovery: Discovery, namespace: str, urls: list[str]) -> Status
     finally:
         await discovery.close()
     frontends = await asyncio.gather(*(_ask(url.rstrip("/")) for url in urls))
-    workers = [r for r in records if r.component != SUPERVISOR]
+    workers = [r for r in records if r.component != SUPERVISOR and r.endpoints]
     return Status(reachable, frontends, workers, [r for r in records if r.component == SUPERVISOR])
 
 

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from holdfast import __version__
 from holdfast.base.errors import HoldfastError, InternalError, InvalidRequest, ModelNotFound, NotFound
+from holdfast.frontend.busy import busy_routes
 from holdfast.frontend.debugging import Debugging
 from holdfast.openai.docs import docs_page
 from holdfast.openai.encode import model_object, models_list
@@ -45,6 +46,7 @@ def make_admin(frontend: Frontend) -> Starlette:
             Route("/metrics", routes.metrics),
             Route("/openapi.json", routes.openapi),
             Route("/docs", routes.docs),
+            *busy_routes(frontend),
             Route("/debug/requests", routes.requests),
             Route("/debug/requests/{name:path}", routes.request),
         ],

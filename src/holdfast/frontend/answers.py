@@ -54,6 +54,8 @@ class Answer(abc.ABC, Generic[ChoiceT]):
         """Empty when all went well, else the error's code."""
         self.error: HoldfastError | None = None
         """What it ended with, when not all went well."""
+        self.overload_status = 503
+        """HTTP status of an answer that says that there is no room."""
         self.choices: list[ChoiceT] = self._make_choices()
         self._request: Request | None = None
         self._worker = ""
@@ -68,7 +70,7 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 
     def refuse(self, error: HoldfastError) -> None:
         """Answer with an error; nothing has been sent yet."""
-        answer = error_response(error, self.label)
+        answer = error_response(error, self.label, overload_status=self.overload_status)
         self.error, self.outcome = error, error.code
         self.done = True
         self.reply.hold({"type": "http.response.start", "status": answer.status, "headers": answer.headers})

@@ -52,6 +52,8 @@ class Frontend:
         self.metrics = metrics
         self.cut = False
         """Whether draining had to end streams."""
+        self.thresholds_changed: Callable[[], None] = _nothing
+        """Called when thresholds were changed at this frontend; whoever shares them with others sets it."""
         self._gate = Gate(config)
         self.stories = Stories(metrics, services.flusher.clock, config.explain_requests, spans)
         self.generate = GenerateRoute(config, services, registry, self.stories, self._gate)
@@ -115,3 +117,6 @@ class Frontend:
             unsubscribe()
         await asyncio.to_thread(self.stories.spans.close)
         await self.generate.close()
+
+def _nothing() -> None:
+    return

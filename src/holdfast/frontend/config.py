@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from holdfast.base.limits import ACTIVE_REQUESTS
 from holdfast.base.settings import setting
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.policy import RouterMode
@@ -86,6 +87,18 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 5.0
+    http_max_requests: Annotated[
+        int, setting("DYN_HTTP_MAX_REQUESTS", "Requests in hand at once; more are answered with an error.", ge=1)
+    ] = ACTIVE_REQUESTS
+    http_overload_status_code: Annotated[
+        int,
+        setting(
+            "DYN_HTTP_OVERLOAD_STATUS_CODE", "HTTP status of requests turned away for lack of room.", ge=400, le=599
+        ),
+    ] = 503
+    disable_admin_api: Annotated[
+        bool, setting("DYN_DISABLE_FRONTEND_ADMIN_API", "Do not offer routes that change something (/busy_threshold).")
+    ] = False
     requests: RequestSettings = RequestSettings()
     explain_requests: Annotated[
         int,

@@ -16,6 +16,8 @@ from holdfast.runtime.transport import is_loopback
 
 REFRESH_SECONDS = 1.0
 """How often the key file is looked at."""
+GUARDED = ("/debug", "/busy_threshold")
+"""Beginnings of the paths that show requests or change something."""
 
 
 class Forbidden(InvalidRequest):
@@ -58,14 +60,14 @@ class Gate:
 
         Raises:
             Unauthenticated: as in `admit`.
-            Forbidden: a debug route on a listener that other machines reach, and no keys to tell callers apart.
+            Forbidden: a debug or control route on a listener that other machines reach, and there are no keys.
         """
         if path.startswith("/v1/"):
             self.admit(headers)
-        elif path.startswith("/debug") and not self._local:
+        elif path.startswith(GUARDED) and not self._local:
             if self._keys is None:
                 raise Forbidden(
-                    "Debug routes are only for this machine while anybody may call: listen on 127.0.0.1, "
+                    "Debug and control routes are only for this machine while anybody may call: listen on 127.0.0.1, "
                     "or ask for API keys (DYN_API_KEYS_FILE)."
                 )
             self.admit(headers)

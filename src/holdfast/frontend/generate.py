@@ -11,7 +11,7 @@ import logging
 import time
 from typing import Any, NamedTuple
 
-from holdfast.base.errors import Cancelled, HoldfastError, InternalError
+from holdfast.base.errors import Cancelled, CapacityExhausted, HoldfastError, InternalError
 from holdfast.base.ids import RequestId, draw_request_id
 from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
@@ -62,6 +62,8 @@ class GenerateRoute:
         self._limit = config.http_body_limit_mb * 1024 * 1024
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000)
         self._gate = gate
+        self._in_hand = 0
+        """Requests from their head to the end of the answer."""
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
         self.stories: dict[RequestId, Story] = {}
@@ -74,16 +76,23 @@ class GenerateRoute:
 
     async def chat(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        await self._serve("chat_completions", _Call(scope, receive, send))
+        await self._counted("chat_completions", _Call(scope, receive, send))
 
     async def completion(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        await self._serve("completions", _Call(scope, receive, send))
+        await self._counted("completions", _Call(scope, receive, send))
 
     async def close(self) -> None:
         """Let helpers go."""
         self._offload.close()
         await self._preparer.close()
+
+    async def _counted(self, surface: Surface, call: _Call) -> None:
+        self._in_hand += 1
+        try:
+            await self._serve(surface, call)
+        finally:
+            self._in_hand -= 1
 
     async def _serve(self, surface: Surface, call: _Call) -> None:
         scope, receive, send = call
@@ -123,6 +132,7 @@ class GenerateRoute:
             reply = self._reply(call, group)
             kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
             answer = kind(reply, request_id, plans[0].label or request_id, int(time.time()), prepared)
+            answer.overload_status = self._config.http_overload_status_code
             try:
                 request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
             except HoldfastError as error:
@@ -198,6 +208,7 @@ class GenerateRoute:
                         context=story.context,
                         prepared_seconds=story.prepared_seconds,
                         priority=steering.priority,
+                        strict_priority=steering.strict_priority,
                         cache_salt=spec.cache_salt,
                         terminal_ids=terminal,
                     )
@@ -216,9 +227,19 @@ class GenerateRoute:
         if self.refusal is not None:
             raise self.refusal
         self._gate.admit(scope["headers"])
+        limit = self._config.http_max_requests
+        if self._in_hand > limit:
+            raise CapacityExhausted(
+                f"This frontend has {limit} requests in hand, its limit (DYN_HTTP_MAX_REQUESTS).",
+                retry_after=2.0,
+                layer="frontend",
+                knob="DYN_HTTP_MAX_REQUESTS",
+                threshold=limit,
+                measured=self._in_hand - 1,
+            )
 
     async def _refuse(self, send: Send, error: HoldfastError, label: str) -> None:
-        answer = error_response(error, label)
+        answer = error_response(error, label, overload_status=self._config.http_overload_status_code)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
 

@@ -22,6 +22,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.server import Server, listen, make_server
+from holdfast.frontend.sharing import SharedThresholds
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.service import Services
@@ -78,11 +79,14 @@ async def serve(config: FrontendConfig) -> int:
     services = Services(config.requests, pool, flusher, metrics, rng=rng, mode=config.router_mode)
     registry = ModelRegistry(pool, ArtifactStore())
     frontend = Frontend(config, services, pool, registry, metrics, spans=spans)
+    shared = SharedThresholds(services.thresholds, discovery, config.namespace, rng)
+    frontend.thresholds_changed = shared.changed
     server = make_server(frontend, config)
     try:
         await pool.start()
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(registry.run())
+            sharing = group.create_task(shared.run())
             looking = group.create_task(watch_loop(flusher.clock, metrics.loop_delay.observe, metrics.loop_stalls.inc))
             stopping = group.create_task(_await_signals(frontend, server, config))
             gc.collect()
@@ -91,6 +95,7 @@ async def serve(config: FrontendConfig) -> int:
             log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
             await server.serve(sockets=[sock])
             loading.cancel()
+            sharing.cancel()
             looking.cancel()
             stopping.cancel()
     finally:

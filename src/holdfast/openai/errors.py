@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from holdfast.base.errors import HoldfastError
+from holdfast.base.errors import CapacityExhausted, HoldfastError
 
 _encode = msgspec.json.Encoder(enc_hook=str).encode
 Headers = list[tuple[bytes, bytes]]
@@ -26,8 +26,8 @@ class ErrorResponse(NamedTuple):
     body: bytes
 
 
-def error_response(error: HoldfastError, request_id: str = "") -> ErrorResponse:
-    """Return the HTTP answer for an error.
+def error_response(error: HoldfastError, request_id: str = "", *, overload_status: int = 503) -> ErrorResponse:
+    """Return the HTTP answer for an error; ``overload_status`` is what lack of room is answered with.
 
     ``Retry-After`` is in whole seconds, at least 1. ``x-should-retry: false`` keeps OpenAI's clients from
     repeating by themselves what can't succeed (they repeat 408, 409, 429 and 5xx otherwise).
@@ -42,7 +42,8 @@ def error_response(error: HoldfastError, request_id: str = "") -> ErrorResponse:
         headers.append((b"x-should-retry", b"false"))
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    return ErrorResponse(error.status, headers, body)
+    overload = isinstance(error, CapacityExhausted) and error.details.get("knob") != "shutdown"
+    return ErrorResponse(overload_status if overload else error.status, headers, body)
 
 
 def error_event(error: HoldfastError) -> bytes:

@@ -120,7 +120,7 @@ class Admission:
             layer="frontend",
             knob=excess.knob,
             threshold=excess.threshold,
-            measured=round(excess.measured, 4),
+            measured=float(f"{excess.measured:.6g}"),
             worker=worker,
             workers=count,
         )
@@ -146,4 +146,5 @@ def _sentence(excess: Excess) -> str:
         if excess.name == "active_decode_blocks_threshold"
         else "of its tokens per step still to compute"
     )
-    return f"{excess.measured:.1%} {what}, the threshold is {excess.threshold:.1%} ({excess.knob})"
+    measured, threshold = (f"{share * 100:.3g} %" for share in (excess.measured, excess.threshold))
+    return f"{measured} {what}, the threshold is {threshold} ({excess.knob})"
