@@ -9,6 +9,7 @@ import msgspec
 from holdfast.base.settings import setting
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.runtime.shutdown import ShutdownBudget
+from holdfast.telemetry.spans import TraceSettings
 
 EngineName = Literal["llamacpp", "mock"]
 
@@ -81,5 +82,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The status server."""
     health: CanaryConfig = CanaryConfig()
     """How the worker tests its own engine."""
+    traces: TraceSettings = TraceSettings()
+    """Where spans go."""
     shutdown: ShutdownBudget = ShutdownBudget()
     """How long leaving may take."""

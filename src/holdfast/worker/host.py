@@ -33,6 +33,7 @@ from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.runtime.discovery.contract import InstanceState
 from holdfast.runtime.streams import IncomingCall, ServerConnection, TokenItem
 from holdfast.wire.frames import Load, Progress
+from holdfast.worker.calls import Calls, CallStory
 
 log = logging.getLogger(__name__)
 
@@ -47,9 +48,10 @@ _REQUEST = msgspec.msgpack.Decoder(GenerateRequest)
 class _Sequence:
     """One accepted call."""
 
-    __slots__ = ("call", "deadline", "key", "lease")
+    __slots__ = ("call", "deadline", "key", "lease", "story")
 
-    def __init__(self, key: SequenceKey, call: IncomingCall, lease: Lease):
+    def __init__(self, key: SequenceKey, call: IncomingCall, lease: Lease, story: CallStory):
+        self.story = story
         self.key = key
         self.call = call
         self.lease = lease
@@ -64,6 +66,7 @@ class EngineHost:
         limit: sequences accepted at once; 0: `SEATS_FACTOR` times the engine's seats.
         on_dead: called once when the engine can no longer work, after all streams were told.
         on_kv_events: receives KV events after each step; None: nobody wants them.
+        calls: counts and traces; None: for nobody to see.
     """
 
     def __init__(
@@ -73,8 +76,10 @@ class EngineHost:
         limit: int = 0,
         on_dead: Callable[[HoldfastError], None] = lambda _: None,
         on_kv_events: Callable[[list[KvEvent]], None] | None = None,
+        calls: Calls | None = None,
     ):
         self.engine = engine
+        self.calls = calls or Calls({"namespace": "", "component": "", "instance_id": ""})
         self.limit = limit
         self.leases = LeaseBook()
         """What callers have in hand; canaries are counted apart."""
@@ -150,16 +155,22 @@ class EngineHost:
 
     def generate(self, call: IncomingCall) -> None:
         """Serve one call of endpoint ``generate`` (a `CallHandler`)."""
+        story = self.calls.begin(call, canary=call.headers.request_id in self._canaries)
         try:
             key = self._submit(call)
         except HoldfastError as error:
-            call.refuse(error)
+            self._refuse(call, story, error)
             return
         except Exception as error:
             log.exception("the engine could not take request %s", call.headers.request_id)
-            call.refuse(EngineFailed(f"The engine could not take the request: {type(error).__name__}: {error}"))
+            why = f"The engine could not take the request: {type(error).__name__}: {error}"
+            self._refuse(call, story, EngineFailed(why))
             return
-        self._accept(key, call)
+        self._accept(key, call, story)
+
+    def _refuse(self, call: IncomingCall, story: CallStory, error: HoldfastError) -> None:
+        self.calls.refused(story, error)
+        call.refuse(error)
 
     def _submit(self, call: IncomingCall) -> SequenceKey:
         self._check_open()
@@ -198,10 +209,10 @@ class EngineHost:
                 actual=self.in_flight,
             )
 
-    def _accept(self, key: SequenceKey, call: IncomingCall) -> None:
+    def _accept(self, key: SequenceKey, call: IncomingCall, story: CallStory) -> None:
         canary = call.headers.request_id in self._canaries
         book = self._canary_leases if canary else self.leases
-        sequence = _Sequence(key, call, book.take("stream"))
+        sequence = _Sequence(key, call, book.take("stream"), story)
         self._sequences[key] = sequence
         if not canary:
             self._idle.clear()
@@ -209,11 +220,13 @@ class EngineHost:
         remaining = call.headers.remaining_ms
         if remaining > 0:
             sequence.deadline = self._loop.call_later(remaining / 1e3 + DEADLINE_SLACK, self._expire, sequence)
+        self.calls.accepted(story)
         try:
             call.accept()
-        except Exception:
+        except Exception as error:
             self._forget(sequence)
             self.engine.cancel(key)
+            self.calls.ended(story, "error", StreamIncomplete(f"The accept could not be sent: {error}"))
             raise
 
     # what ends a sequence
@@ -235,7 +248,7 @@ class EngineHost:
         if self._forget(sequence):
             self.engine.cancel(sequence.key)
             sequence.call.end("cancelled")
-            log.debug("request %s stopped: %s", sequence.call.headers.request_id, reason)
+            self.calls.ended(sequence.story, "cancelled", None, reason)
 
     def _expire(self, sequence: _Sequence) -> None:
         bound = sequence.call.headers.remaining_ms / 1e3
@@ -249,6 +262,7 @@ class EngineHost:
         if self._forget(sequence):
             self.engine.cancel(sequence.key)
             sequence.call.end("error", error)
+            self.calls.ended(sequence.story, "error", error)
 
     # what the engine says
 
@@ -261,6 +275,10 @@ class EngineHost:
                 self._late_tokens += len(step.tokens)
                 continue
             if step.tokens:
+                story = sequence.story
+                story.tokens += len(step.tokens)
+                if not story.first_token:
+                    story.first_token = self.calls.clock()
                 item = TokenItem(sequence.call, step.index, step.tokens, _logprobs(step))
                 connection = sequence.call.connection
                 batch = batches.get(connection)
@@ -299,6 +317,7 @@ class EngineHost:
         elif step.finish == "error":
             error = step.error or EngineFailed("The engine reported an error without saying which.")
         sequence.call.end(step.finish or "stop", error, step.cached_tokens)
+        self.calls.ended(sequence.story, step.finish or "stop", error)
 
     def die(self, error: HoldfastError) -> None:
         """Somebody else found out that the engine is dead."""

@@ -17,6 +17,7 @@ import random
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -28,15 +29,17 @@ from holdfast.base.lineage import die_with_owner
 from holdfast.base.settings import InvalidSetting, load
 from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
 from holdfast.health.fairness import let_threads_in
-from holdfast.health.status import Metrics
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.server import ServerSettings, WorkerServer
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
 from holdfast.runtime.transport import Transport, is_loopback
+from holdfast.telemetry.spans import NO_SPANS, Spans, open_spans
+from holdfast.worker.calls import Calls
 from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
+from holdfast.worker.gauges import WorkerGauges
 from holdfast.worker.host import EngineHost
 from holdfast.worker.leaving import Leaving, contained
 from holdfast.worker.vitals import Vitals
@@ -60,7 +63,8 @@ class WorkerProcess:
         discovery: where to register; not started yet. Closed at the end.
         rng: for ids and nonces; seeded by the system in production.
         transport: the network; None: TCP.
-        metrics: renders what the status server's ``/metrics`` shows; None: nothing.
+        spans: where traces go.
+        clock: telemetry's stopwatch, in nanoseconds; None: the loop's time.
         on_ready: called once callers can find this worker.
         owns_process: the process is nothing but this worker: it may be ended at once, on a third request to leave
             or when closing takes longer than the budget.
@@ -74,7 +78,8 @@ class WorkerProcess:
         rng: random.Random,
         *,
         transport: Transport | None = None,
-        metrics: Metrics | None = None,
+        spans: Spans = NO_SPANS,
+        clock: Callable[[], int] | None = None,
         on_ready: Callable[[], None] = lambda: None,
         owns_process: bool = False,
     ):
@@ -89,8 +94,13 @@ class WorkerProcess:
         """The wait that a signal cuts short, while there is one."""
         self._rng, self._transport = rng, transport
         self._discovery = discovery
-        self.host = EngineHost(engine, limit=config.engine_request_limit, on_dead=lambda _: self._end())
-        self.vitals = Vitals(config, self.host, self.instance, metrics)
+        facts = {"namespace": config.namespace, "component": config.component, "instance_id": self.instance}
+        self.calls = Calls(facts, spans=spans, clock=clock)
+        self.host = EngineHost(
+            engine, limit=config.engine_request_limit, on_dead=lambda _: self._end(), calls=self.calls
+        )
+        self.gauges = WorkerGauges(self.calls, self.host, lambda: self.vitals.state)
+        self.vitals = Vitals(config, self.host, self.instance, self.gauges.render)
         self.server = WorkerServer(
             self.instance,
             self.epoch,
@@ -140,6 +150,7 @@ class WorkerProcess:
         """
         watchers: list[asyncio.Task[None]] = []
         try:
+            self.gauges.start()
             self.vitals.start()
             await self._discovery.start()
             record = await self._begin(watchers)
@@ -167,6 +178,7 @@ class WorkerProcess:
         try:
             async with scope:
                 info = await self.host.start(_ProgressLines(self.vitals.loading))
+                self.gauges.loaded()
                 watchers.append(asyncio.create_task(self.vitals.watch.run(), name="engine-watch"))
                 record = await self._listen(info)
                 self.vitals.serve(info, record, self._transport, self._rng)
@@ -255,6 +267,7 @@ class WorkerProcess:
         await self.server.close()
         await _bounded(self._discovery.close(), "closing discovery", until)
         await _bounded(self.host.close(), "closing the engine", until)
+        await _bounded(asyncio.to_thread(self.calls.spans.close), "sending the last spans", until)
         self.vitals.status.close()
 
 
@@ -301,6 +314,8 @@ async def run_worker(
         make_engine(),
         discovery,
         rng,
+        spans=open_spans(config.traces, "worker", config.instance_id),
+        clock=time.monotonic_ns,
         on_ready=_settle if signals else lambda: None,
         owns_process=signals,
     )

@@ -1,0 +1,75 @@
+"""What is read off a worker when somebody scrapes: so that no gauge can drift from the truth.
+
+Rendering may run in a thread of its own: it only reads. Must never ask the engine to do anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from holdfast.worker.calls import Calls
+from holdfast.worker.host import EngineHost
+
+_STATES = ("starting", "warming", "ready", "saturated", "stalled", "draining", "stopped", "failed")
+
+
+class WorkerGauges:
+    """Of one worker.
+
+    Args:
+        calls: whose registry it is.
+        host: read for load, progress, limit and leases.
+        state: the worker's state.
+    """
+
+    def __init__(self, calls: Calls, host: EngineHost, state: Callable[[], str]):
+        self._calls, self._host, self._state = calls, host, state
+        self._where = where = calls.hosted
+        r = calls.registry
+        self._born = 0
+        self._uptime = r.gauge("dynamo_component_uptime_seconds").labels(*where)
+        self._blocks = r.gauge("dynamo_component_total_blocks").labels(*where)
+        self._usage = r.gauge("dynamo_component_gpu_cache_usage_percent").labels(*where)
+        self._load_time = r.gauge("dynamo_component_model_load_time_seconds").labels(*where)
+        self._capacity = r.gauge("dynamo_work_handler_pool_capacity")
+        self._used = r.gauge("holdfast_worker_kv_used_blocks").labels(*where)
+        self._running = r.gauge("holdfast_worker_running_sequences").labels(*where)
+        self._waiting = r.gauge("holdfast_worker_waiting_sequences").labels(*where)
+        self._prefill = r.gauge("holdfast_worker_prefill_tokens").labels(*where)
+        self._states = r.gauge("holdfast_worker_state")
+        self._held = r.gauge("holdfast_worker_leases")
+        self._counters = [
+            r.counter(f"holdfast_worker_{name}_total").labels(*where)
+            for name in ("engine_steps", "generated_tokens", "prefilled_tokens", "late_tokens")
+        ]
+        self._told = (0, 0, 0, 0)
+
+    def start(self) -> None:
+        """The process begins; on the event loop."""
+        self._born = self._calls.clock()
+
+    def loaded(self) -> None:
+        """The engine is ready."""
+        self._load_time.set((self._calls.clock() - self._born) / 1e9)
+
+    def render(self) -> bytes:
+        """Return all metrics of the worker as they are now, in Prometheus' text format."""
+        progress, load = self._host.measure()
+        self._uptime.set((self._calls.clock() - self._born) / 1e9)
+        self._blocks.set(load.kv_total_blocks)
+        self._used.set(load.kv_used_blocks)
+        self._usage.set(load.kv_used_blocks / load.kv_total_blocks if load.kv_total_blocks else 0.0)
+        self._running.set(load.running)
+        self._waiting.set(load.waiting)
+        self._prefill.set(load.prefill_tokens)
+        self._capacity.set(self._host.limit)
+        state = self._state()
+        for name in _STATES:
+            self._states.labels(*self._where, name).set(name == state)
+        for kind, held in self._host.leases.sums().items():
+            self._held.labels(*self._where, kind).set(held)
+        now = (progress.steps, progress.tokens, progress.prefilled, progress.tokens_after_cancel)
+        for counter, total, told in zip(self._counters, now, self._told, strict=True):
+            counter.inc(max(0, total - told))
+        self._told = now
+        return self._calls.registry.render()
