@@ -50,6 +50,7 @@ class Vitals:
         self._host = host
         self._instance = instance
         self._open = False
+        self._leaving = False
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits clears it."""
         health = config.health
@@ -109,6 +110,7 @@ class Vitals:
 
     def leave(self, why: str) -> None:
         """Nothing new can be sent here any more."""
+        self._leaving = True
         self.readiness.hold("leaving", why)
 
     @property
@@ -138,9 +140,10 @@ class Vitals:
     def _verdict_changed(self, verdict: Verdict) -> None:
         shown = self.status.verdict
         if shown.ready != verdict.ready:
-            level = logging.INFO if verdict.ready or not self._open else logging.WARNING
+            trouble = self._open and not self._leaving and not verdict.ready
             why = "it answers and its engine works" if verdict.ready else "; ".join(verdict.reasons)
-            log.log(level, "worker %s is %s: %s", self._instance, verdict.status, why)
+            level = logging.WARNING if trouble else logging.INFO
+            log.log(level, "worker %s is %s: %s", self._instance, "ready" if verdict.ready else "not ready", why)
         self.status.post(verdict)
         self.changed.set()
 
