@@ -41,7 +41,6 @@ CLOCKS_ALLOWED = {
 TASKS_ALLOWED = {
     "cli/serve.py": "one wait that is raced against the supervisor's task, awaited or cancelled in place",
     "engines/simple.py": "a generator per sequence, held until its end and cancelled by close",
-    "frontend/process.py": "draining is raced against further signals, both are awaited or cancelled in place",
     "local/cluster.py": "the supervisor's task lives as long as an async context manager, which awaits it",
     "runtime/api.py": "the program's main is raced against a signal, both are awaited or cancelled in place",
     "runtime/connector.py": "links that close are held, their failures logged, and close waits for them",

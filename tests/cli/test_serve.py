@@ -128,12 +128,48 @@ async def test_a_killed_frontend_comes_back_at_its_address(tmp_path: Path) -> No
 
 
 async def test_two_frontends_have_an_address_each(tmp_path: Path) -> None:
-    async with serving(tmp_path, "--workers", "1", "--frontends", "2") as cluster:
+    async with serving(tmp_path, "--workers", "1", "--frontends", "2", "--frontend-ports", "successive") as cluster:
         assert len(set(cluster.ready["base_urls"])) == 2
         for url in cluster.ready["base_urls"]:
             assert (await http.get(f"{url}/models")).json()["data"]
         cluster.process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(cluster.process.wait(), DEADLINE) == 0
+
+
+async def test_two_frontends_share_a_port_that_outlives_them(tmp_path: Path) -> None:
+    """Killed or frozen, neither of them has connections refused: the other one, or the next process, takes them."""
+    async with serving(tmp_path, "--workers", "1", "--frontends", "2") as cluster:
+        assert len(cluster.ready["base_urls"]) == 1
+        assert len(set(cluster.ready["frontend_urls"])) == 2
+        pids = [slot["pid"] for slot in cluster.ready["slots"] if slot["slot"].startswith("frontend")]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        for _ in range(20):
+            assert (await http.get(f"{cluster.url}/live", DEADLINE)).status == 200
+        assert not any(alive(pid) for pid in pids)
+        cluster.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(cluster.process.wait(), DEADLINE) == 0
+
+
+async def test_restart_replaces_every_process(tmp_path: Path) -> None:
+    async with serving(tmp_path, "--frontends", "2") as cluster:
+        before = {slot["slot"]: slot["pid"] for slot in cluster.ready["slots"]}
+        async with started(tmp_path, "restart") as asked:
+            out, err = await asyncio.wait_for(asked.communicate(), DEADLINE)
+        assert asked.returncode == 0, err.decode()
+        assert "workers: 2 of 2 replaced, done" in out.decode()
+        assert "frontends: 2 of 2 replaced, done" in out.decode()
+        assert not any(alive(pid) for pid in before.values())
+        assert (await http.get(f"{cluster.url}/health")).json()["models"] == {"mock": 2}
+        cluster.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(cluster.process.wait(), DEADLINE) == 0
+
+
+async def test_restart_without_a_serve_says_so(tmp_path: Path) -> None:
+    async with started(tmp_path, "restart", "workers") as asked:
+        _, err = await asyncio.wait_for(asked.communicate(), DEADLINE)
+    assert asked.returncode != 0
+    assert "no 'holdfast serve'" in err.decode()
 
 
 async def test_status_sees_the_cluster(tmp_path: Path) -> None:
@@ -147,7 +183,8 @@ async def test_status_sees_the_cluster(tmp_path: Path) -> None:
         assert {worker["pid"] for worker in status["workers"]} == {
             slot["pid"] for slot in cluster.ready["slots"] if slot["slot"].startswith("worker")
         }
-        assert status["supervisors"][0]["meta"] == dict.fromkeys(("frontend-0", "worker-0", "worker-1"), "running")
+        slots = {name: state for name, state in status["supervisors"][0]["meta"].items() if "." not in name}
+        assert slots == dict.fromkeys(("frontend-0", "worker-0", "worker-1"), "running")
         cluster.process.send_signal(signal.SIGTERM)
         await asyncio.wait_for(cluster.process.wait(), DEADLINE)
 

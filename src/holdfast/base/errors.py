@@ -31,6 +31,7 @@ Two attributes decide everything: ``fault`` says whose it is, ``retry`` says wha
     │   ├── AcceptOverdue       transport  elsewhere  504   (never counted against the worker)
     │   └── ProtocolViolation   transport  elsewhere  502
     ├── MigrationExhausted      internal   later      503
+    ├── ShuttingDown            internal   later      503
     └── InternalError           internal   never      500
 
 Every class has a stable ``code``, an HTTP ``status``, an OpenAI ``type`` and a sentence (``hint``)
@@ -333,6 +334,17 @@ class MigrationExhausted(HoldfastError):
     status = 503
     openai_type = "service_unavailable"
     hint = "Retry; raise DYN_MIGRATION_LIMIT if workers are expected to fail this often."
+
+
+class ShuttingDown(HoldfastError):
+    """The frontend that held the stream is leaving, and its grace was over first."""
+
+    code = "shutting_down"
+    fault = "internal"
+    retry = "later"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Send it again; raise DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS if answers take longer than that."
 
 
 class InternalError(HoldfastError):

@@ -106,8 +106,12 @@ def _print(status: Status) -> None:
             print(f"  model {model}: {usable} usable worker{'s' if usable != 1 else ''}")
     for record in status.supervisors:
         slots = "  ".join(
-            f"{slot} {paint(str(state), _slot_colour(str(state)))}" for slot, state in record.meta.items()
+            f"{slot} {paint(str(state), _slot_colour(str(state)))}"
+            for slot, state in record.meta.items()
+            if "." not in slot
         )
+        under_way = record.meta.get("rolling.under_way")
+        slots += f"  (restarting {under_way})" if under_way else ""
         print(f"supervisor: {slots}")
     if not status.discovery_reachable:
         print(paint("discovery cannot be reached: what follows is the last view", "yellow"))

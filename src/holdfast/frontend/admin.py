@@ -88,10 +88,11 @@ class _Routes:
         usable = {name: len(pool.usable(name)) for name in pool.models()}
         endpoints = sorted({f"dyn://{r.namespace}.{r.component}.{e}" for r in records for e in r.endpoints})
         healthy = any(usable.values()) and not self._frontend.draining
-        state = "healthy" if healthy else ("shutting_down" if self._frontend.draining else "unhealthy")
+        state = "healthy" if healthy else ("not_ready" if self._frontend.draining else "unhealthy")
         content = {
             "status": state,
             "message": _why(state),
+            "stage": self._frontend.stage,
             "endpoints": endpoints,
             "instances": [
                 {
@@ -112,6 +113,8 @@ class _Routes:
         return _body(_json(content), 200 if healthy else 503)
 
     async def live(self, _request: Request) -> Response:
+        if self._frontend.stage == "stopping":
+            return _body(b'{"status":"shutting_down","message":"Service is shutting down"}', 503)
         return _body(b'{"status":"live","message":"Service is live"}')
 
     async def metrics(self, _request: Request) -> Response:
@@ -136,7 +139,7 @@ class _Routes:
 def _why(state: str) -> str:
     if state == "healthy":
         return "at least one usable worker serves a model"
-    if state == "shutting_down":
+    if state == "not_ready":
         return "this frontend is draining"
     return "no usable worker serves any model; see 'instances' for who is known and in what state"
 

@@ -6,12 +6,11 @@ Must never parse a request or hold one's state.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Literal
 
-from holdfast.base.errors import CapacityExhausted, HoldfastError
+from holdfast.base.errors import CapacityExhausted, HoldfastError, ShuttingDown
 from holdfast.frontend.admin import make_admin
 from holdfast.frontend.body import Receive, Send
 from holdfast.frontend.config import FrontendConfig
@@ -29,6 +28,7 @@ from holdfast.telemetry.spans import NO_SPANS, Spans
 
 log = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
+Stage = Literal["serving", "draining", "stopping"]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -50,6 +50,7 @@ class Frontend:
         self.pool = pool
         self.registry = registry
         self.metrics = metrics
+        self.stage: Stage = "serving"
         self.cut = False
         """Whether draining had to end streams."""
         self.thresholds_changed: Callable[[], None] = _nothing
@@ -68,7 +69,7 @@ class Frontend:
     @property
     def draining(self) -> bool:
         """Whether new requests are turned away."""
-        return self.generate.refusal is not None
+        return self.stage != "serving"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -93,23 +94,25 @@ class Frontend:
             return
         await self._admin(scope, receive, labelled)
 
-    async def drain(self, grace: float) -> None:
-        """Turn new requests away and give the running ones this many seconds to finish."""
+    def turn_away(self) -> None:
+        """Drain: accept nothing more from clients that could know better."""
+        self.stage = "draining"
+        self.generate.weaning = True
         self.generate.refusal = CapacityExhausted(
             "This frontend is shutting down.", retry_after=1.0, layer="frontend", knob="shutdown"
         )
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.generate.idle.wait(), grace)
 
     def end_all(self) -> None:
         """End what still runs, each stream with a typed error."""
+        self.stage = "stopping"
+        self.generate.stopping = True
         active = list(self.generate.active.values())
         self.cut = bool(active)
         if active:
             log.warning("%d requests were still running when the grace period ended; they get an error", len(active))
         for request in active:
             for stream in request.streams:
-                stream.finish_with(CapacityExhausted("This frontend is shutting down.", retry_after=1.0))
+                stream.finish_with(ShuttingDown("This frontend is shutting down; its grace is over.", retry_after=1.0))
 
     async def close(self) -> None:
         """Let helpers go."""
@@ -117,6 +120,7 @@ class Frontend:
             unsubscribe()
         await asyncio.to_thread(self.stories.spans.close)
         await self.generate.close()
+
 
 def _nothing() -> None:
     return

@@ -56,6 +56,27 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         float,
         setting("DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "On SIGTERM running streams get this long to finish.", ge=0),
     ] = 5.0
+    http_drain_keep_alive: Annotated[
+        float,
+        setting(
+            "DYN_HTTP_DRAIN_KEEP_ALIVE_SECS",
+            "On SIGTERM requests on connections that clients hold already are still served for this long, half of the "
+            "grace at most; new connections are turned away at once.",
+            ge=0,
+        ),
+    ] = 1.0
+    http_reuse_port: Annotated[
+        bool,
+        setting("DYN_HTTP_REUSE_PORT", "Share the port with other frontends of this machine (SO_REUSEPORT)."),
+    ] = False
+    http_listen_fd: Annotated[
+        int,
+        setting(
+            "DYN_HTTP_LISTEN_FD",
+            "Number of an inherited listening socket to serve beside the port, as 'holdfast serve' sets it; -1: none.",
+            ge=-1,
+        ),
+    ] = -1
     api_keys_file: Annotated[
         str, setting("DYN_API_KEYS_FILE", "File of API keys, one per line, mode 0600; empty: no keys are asked for.")
     ] = ""

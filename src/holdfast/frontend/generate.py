@@ -63,7 +63,6 @@ class GenerateRoute:
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000)
         self._gate = gate
         self._in_hand = 0
-        """Requests from their head to the end of the answer."""
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
         self.stories: dict[RequestId, Story] = {}
@@ -73,6 +72,10 @@ class GenerateRoute:
         self.idle.set()
         self.refusal: HoldfastError | None = None
         """When set, what every new request is told (shutdown)."""
+        self.weaning = False
+        """Requests on connections from before the shutdown are served all the same."""
+        self.stopping = False
+        """Nothing begins any more."""
 
     async def chat(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
@@ -81,6 +84,11 @@ class GenerateRoute:
     async def completion(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
         await self._counted("completions", _Call(scope, receive, send))
+
+    @property
+    def in_hand(self) -> int:
+        """Requests from their head to the end of the answer."""
+        return self._in_hand
 
     async def close(self) -> None:
         """Let helpers go."""
@@ -107,6 +115,7 @@ class GenerateRoute:
             del body
             story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
             plans = self._plans(story, prepared, headers)
+            self._check_open()
         except Cancelled as error:
             story.refused(error)
             return
@@ -223,8 +232,13 @@ class GenerateRoute:
             total=_seconds(headers.total_ms),
         )
 
+    def _check_open(self) -> None:
+        """Raise when the frontend has stopped while the request was prepared."""
+        if self.stopping and self.refusal is not None:
+            raise self.refusal
+
     def _admit(self, scope: Any) -> None:
-        if self.refusal is not None:
+        if self.refusal is not None and not (self.weaning and not scope.get("holdfast.late", True)):
             raise self.refusal
         self._gate.admit(scope["headers"])
         limit = self._config.http_max_requests

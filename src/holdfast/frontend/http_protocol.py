@@ -55,6 +55,8 @@ class Bounds(msgspec.Struct):
     max_connections: int = 8192
     lingering: int = 0
     """Connections that have been answered for the last time."""
+    leaving: bool = False
+    """This frontend drains: every answer is the last one on its connection."""
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -80,6 +82,8 @@ class HttpProtocol(HttpToolsProtocol):
     """When the present body began, and when it has to have gone on."""
     _due = 0.0
     _unsent = 0
+    _late = False
+    """It came when this frontend was draining already."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count the connection, or turn it away."""
@@ -98,6 +102,7 @@ class HttpProtocol(HttpToolsProtocol):
                 f"This frontend has {bounds.max_connections} connections, its limit (DYN_HTTP_MAX_CONNECTIONS).",
             )
             return
+        self._late = bounds.leaving
         self._watch(bounds.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -195,6 +200,9 @@ class HttpProtocol(HttpToolsProtocol):
         self._wire_size = self._body_size = 0
         self._since = self.loop.time()
         cycle = self.cycle
+        if self.bounds.leaving:
+            cycle.keep_alive = False
+            self.scope["holdfast.late"] = self._late  # type: ignore[typeddict-unknown-key]
         self.scope["holdfast.wire"] = ClientWire(cycle, self.flow, self.transport)  # type: ignore[typeddict-unknown-key]
         if self.scope["http_version"] == "1.0":
             cycle.send = UnchunkedSend(cycle)  # type: ignore[method-assign]

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import logging
 import random
-import signal
 import time
 
 import uvloop
@@ -19,9 +18,10 @@ from holdfast.base.errors import HoldfastError
 from holdfast.base.ids import draw_instance_id
 from holdfast.frontend.app import Frontend
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.drain import Drain
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
-from holdfast.frontend.server import Server, listen, make_server
+from holdfast.frontend.server import inherited, listen, make_server
 from holdfast.frontend.sharing import SharedThresholds
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
@@ -54,7 +54,8 @@ async def serve(config: FrontendConfig) -> int:
         Conflict: the HTTP port is taken.
     """
     rng = random.SystemRandom()
-    sock = listen(config.http_host, config.http_port)
+    own = listen(config.http_host, config.http_port, reuse_port=config.http_reuse_port)
+    shared_sockets = [inherited(config.http_listen_fd)] if config.http_listen_fd >= 0 else []
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
     caller = draw_instance_id(rng)
@@ -82,18 +83,20 @@ async def serve(config: FrontendConfig) -> int:
     shared = SharedThresholds(services.thresholds, discovery, config.namespace, rng)
     frontend.thresholds_changed = shared.changed
     server = make_server(frontend, config)
+    server.shared = len(shared_sockets) + config.http_reuse_port
     try:
         await pool.start()
         async with asyncio.TaskGroup() as group:
             loading = group.create_task(registry.run())
             sharing = group.create_task(shared.run())
             looking = group.create_task(watch_loop(flusher.clock, metrics.loop_delay.observe, metrics.loop_stalls.inc))
-            stopping = group.create_task(_await_signals(frontend, server, config))
+            stopping = group.create_task(Drain(frontend, server, config).on_signals())
             gc.collect()
             gc.freeze()
-            host, port = sock.getsockname()[:2]
-            log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
-            await server.serve(sockets=[sock])
+            for sock in (*shared_sockets, own):
+                host, port = sock.getsockname()[:2]
+                log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
+            await server.serve(sockets=[*shared_sockets, own])
             loading.cancel()
             sharing.cancel()
             looking.cancel()
@@ -105,29 +108,3 @@ async def serve(config: FrontendConfig) -> int:
             await pool.close()
         await discovery.close()
     return EXIT_CUT if frontend.cut else EXIT_CLEAN
-
-
-async def _await_signals(frontend: Frontend, server: Server, config: FrontendConfig) -> None:
-    """First signal: drain; second: hurry; third: now."""
-    loop = asyncio.get_running_loop()
-    signals: asyncio.Queue[int] = asyncio.Queue(maxsize=16)
-
-    def caught(number: int) -> None:
-        with contextlib.suppress(asyncio.QueueFull):
-            signals.put_nowait(number)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, caught, number)
-    first = await signals.get()
-    grace = config.http_graceful_shutdown_timeout_secs
-    log.info("%s: draining; running streams have %g s", signal.Signals(first).name, grace)
-    draining = asyncio.ensure_future(frontend.drain(grace))
-    hurry = asyncio.ensure_future(signals.get())
-    await asyncio.wait({draining, hurry}, return_when=asyncio.FIRST_COMPLETED)
-    draining.cancel()
-    hurry.cancel()
-    frontend.end_all()
-    server.should_exit = True
-    await signals.get()
-    log.warning("third signal: leaving at once")
-    server.force_exit = True

@@ -13,6 +13,7 @@ from typing import Any
 import uvicorn
 
 from holdfast.base.errors import Conflict
+from holdfast.base.settings import InvalidSetting
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.http_protocol import Bounds, protocol_class
 
@@ -20,7 +21,34 @@ BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server whose owner decides about signals."""
+    """A uvicorn server whose owner decides about signals and about leaving.
+
+    Args:
+        config: uvicorn's.
+        bounds: of its connections.
+    """
+
+    def __init__(self, config: uvicorn.Config, bounds: Bounds):
+        super().__init__(config)
+        self._bounds = bounds
+        self.shared = 0
+        """How many of the first sockets it is given are shared with other frontends."""
+
+    @property
+    def connections(self) -> int:
+        """Connections of clients, idle ones included."""
+        return len(self.server_state.connections)
+
+    def retire(self) -> None:
+        """Leave new connections to those who share the port; every answer is the last one on its connection."""
+        self._bounds.leaving = True
+        for server in self.servers[: self.shared]:
+            server.close()
+
+    def close_idle(self) -> None:
+        """Close connections without a request, and the others after their present one."""
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -28,8 +56,25 @@ class Server(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """Return a bound socket.
+def inherited(descriptor: int) -> socket.socket:
+    """Return a listening socket that this process was started with.
+
+    Raises:
+        InvalidSetting: there is none under that number.
+    """
+    try:
+        sock = socket.socket(fileno=descriptor)
+        listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    except OSError:
+        listens = 0
+    if not listens:
+        raise InvalidSetting(f"DYN_HTTP_LISTEN_FD={descriptor}: no listening socket was inherited under that number.")
+    sock.setblocking(False)
+    return sock
+
+
+def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
+    """Return a bound socket, which others on this machine may bind as well when ``reuse_port`` says so.
 
     Raises:
         Conflict: the port is taken or the address is not ours; the message says what to do.
@@ -37,6 +82,8 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if reuse_port:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
         sock.listen(BACKLOG)
@@ -54,19 +101,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make_server(app: Any, config: FrontendConfig) -> Server:
     """Return a server for this ASGI application; run it with ``await server.serve(sockets=[…])``."""
+    bounds = Bounds(
+        head_timeout=config.http_head_timeout,
+        body_timeout=config.http_body_timeout,
+        keep_alive=config.http_keep_alive,
+        stall_timeout=config.requests.client_stall_timeout,
+        max_connections=config.http_max_connections,
+    )
     return Server(
         uvicorn.Config(
             app,
             loop="none",
-            http=protocol_class(
-                Bounds(
-                    head_timeout=config.http_head_timeout,
-                    body_timeout=config.http_body_timeout,
-                    keep_alive=config.http_keep_alive,
-                    stall_timeout=config.requests.client_stall_timeout,
-                    max_connections=config.http_max_connections,
-                )
-            ),
+            http=protocol_class(bounds),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -77,5 +123,6 @@ def make_server(app: Any, config: FrontendConfig) -> Server:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=1,
-        )
+        ),
+        bounds,
     )

@@ -39,6 +39,10 @@ class ChildSpec(msgspec.Struct, frozen=True):
     restart: RestartPolicy = RestartPolicy()
     grace: float = 30.0
     """Seconds between SIGTERM and SIGKILL when it is stopped in order."""
+    fds: tuple[int, ...] = ()
+    """File descriptors of the supervisor that the child inherits under the same number (listening sockets)."""
+    orderly: frozenset[int] = frozenset({0})
+    """Exit codes of a process that left because it was asked to."""
 
 
 RelayLine = Callable[[str, str], None]
@@ -81,6 +85,7 @@ class Child:
                 stdout=child_end,
                 stderr=child_end,
                 process_group=0,
+                pass_fds=spec.fds,
             )
         except BaseException:
             os.close(output)

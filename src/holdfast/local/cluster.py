@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Literal
@@ -24,13 +26,17 @@ from holdfast.base.ids import draw_epoch, draw_instance_id
 from holdfast.local import http
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.child import ChildSpec, RelayLine
+from holdfast.local.rolling import Rolling
 from holdfast.local.supervisor import Slot, Supervisor
-from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, InstanceRecord
+from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, InstanceRecord, MetaValue
+from holdfast.runtime.shutdown import EXIT_CUT, EXIT_FINISHED, EXIT_HANDED_OVER
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.05
 _USABLE = frozenset({"ready", "saturated"})
+ORDERLY_EXITS = frozenset({EXIT_FINISHED, EXIT_CUT, EXIT_HANDED_OVER})
+"""How frontends and workers end that were asked to leave."""
 
 
 class ClusterFailed(HoldfastError):
@@ -48,6 +54,8 @@ class ClusterPlan(msgspec.Struct, frozen=True, kw_only=True):
     http_host: str = "127.0.0.1"
     http_ports: tuple[int, ...]
     """One frontend for each."""
+    shared_port: int = 0
+    """Port that all frontends answer on beside their own, on the cluster's listener; 0: none."""
     workers: int = 2
     worker_flags: tuple[str, ...] = ()
     flags_by_worker: tuple[tuple[str, ...], ...] = ()
@@ -57,6 +65,8 @@ class ClusterPlan(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str = "dynamo"
     restart: RestartPolicy = RestartPolicy()
     stop_grace: float = 60.0
+    start_timeout: float = 180.0
+    """Seconds that a process of a rolling restart may take to be in service."""
 
 
 class SlotView(msgspec.Struct, frozen=True):
@@ -74,7 +84,17 @@ OnProgress = Callable[[list[SlotView]], None]
 
 
 class LocalCluster:
-    """Starts, watches and stops the processes of a plan."""
+    """Starts, watches and stops the processes of a plan.
+
+    Args:
+        plan: what to start.
+        discovery: not started; closed at the end.
+        rng: for ids.
+        environ: environment of the children.
+        relay: takes their lines.
+        listener: the socket of ``plan.shared_port``. It stays open here while frontends come and go, so that no
+            connection is refused meanwhile, and is closed when everything stops.
+    """
 
     def __init__(
         self,
@@ -83,28 +103,46 @@ class LocalCluster:
         rng: random.Random,
         environ: Mapping[str, str],
         relay: RelayLine,
+        *,
+        listener: socket.socket | None = None,
     ):
         self.plan = plan
+        self._listener = listener
         self._discovery = discovery
         self._instance = draw_instance_id(rng)
         self._epoch = draw_epoch(rng)
         self._changed = asyncio.Event()
-        self._serving: set[str] = set()
+        self._serving: set[int | None] = set()
+        """Processes of frontends that have been seen to use all workers."""
         environ = {"DYN_SYSTEM_PORT": "0", **environ}  # a status server for every process, each on a port of its own
-        self.supervisor = Supervisor(_specs(plan, rng), environ, relay, self._changed.set)
+        specs = _specs(plan, rng, -1 if listener is None else listener.fileno())
+        self.supervisor = Supervisor(specs, environ, relay, self._changed.set)
+        self.rolling = Rolling(self.supervisor, self._frontends, plan.start_timeout, self._changed.set)
 
     @property
     def base_urls(self) -> list[str]:
-        """Return ``http://host:port`` of each frontend."""
+        """Return ``http://host:port`` of every address that clients may use."""
+        return [self._url(self.plan.shared_port)] if self.plan.shared_port else self.frontend_urls
+
+    @property
+    def frontend_urls(self) -> list[str]:
+        """Return ``http://host:port`` of each single frontend."""
+        return [self._url(port) for port in self.plan.http_ports]
+
+    def _url(self, port: int) -> str:
         host = f"[{self.plan.http_host}]" if ":" in self.plan.http_host else self.plan.http_host
-        return [f"http://{host}:{port}" for port in self.plan.http_ports]
+        return f"http://{host}:{port}"
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[int]]:
         """Run the cluster for the length of the block; yields the supervisor's task (its result: exit code)."""
         await self._discovery.start()
         running = asyncio.create_task(self.supervisor.run(), name="supervisor")  # owned: awaited below
-        publishing = asyncio.create_task(self._publish(), name="supervisor-record")
+        helpers = [
+            asyncio.create_task(self._publish(), name="supervisor-record"),
+            asyncio.create_task(self.rolling.serve_requests(), name="rolling-restarts"),
+            asyncio.create_task(self._mind_listener(), name="listener"),
+        ]
         try:
             yield running
         finally:
@@ -113,8 +151,10 @@ class LocalCluster:
             try:
                 await running
             finally:
-                publishing.cancel()
-                await asyncio.wait([publishing])
+                for helper in helpers:
+                    helper.cancel()
+                await asyncio.wait(helpers)
+                self._close_listener()
                 await self._discovery.close()
 
     async def until_ready(self, timeout: float, on_progress: OnProgress = lambda _: None) -> None:  # noqa: ASYNC109
@@ -162,21 +202,22 @@ class LocalCluster:
         name = slot.spec.slot
         if slot.state != "running":
             return SlotView(name, slot.state, slot.pid, slot.restarts)
-        if name in self._ports():
-            ready = name in self._serving
+        if name in self._frontends():
+            ready = slot.pid in self._serving
             return SlotView(name, "ready" if ready else "starting", slot.pid, slot.restarts, ready=ready)
         if record is None:
             return SlotView(name, "starting", slot.pid, slot.restarts)
         usable = record.state in _USABLE
         return SlotView(name, record.state, slot.pid, slot.restarts, record.instance, usable)
 
-    def _ports(self) -> dict[str, str]:
-        return {f"frontend-{i}": url for i, url in enumerate(self.base_urls)}
+    def _frontends(self) -> dict[str, str]:
+        return {f"frontend-{i}": url for i, url in enumerate(self.frontend_urls)}
 
     async def _ask_frontends(self) -> None:
         """Note which frontends can use all workers by now."""
-        for name, url in self._ports().items():
-            if name in self._serving:
+        for name, url in self._frontends().items():
+            pid = self.supervisor.slots[name].pid
+            if pid in self._serving:
                 continue
             with contextlib.suppress(HoldfastError, TimeoutError, msgspec.DecodeError):
                 health = await http.get(f"{url}/health", timeout=1.0)
@@ -186,18 +227,36 @@ class LocalCluster:
                 models = await http.get(f"{url}/v1/models", timeout=1.0)
                 # 401: the list is for those who have a key; the health above has said what can be said without one
                 if models.status == 401 or (models.status == 200 and models.json().get("data")):
-                    self._serving.add(name)
+                    self._serving.add(pid)
 
     def _raise_if_given_up(self) -> None:
         for slot in self.supervisor.slots.values():
             if slot.state == "gave-up":
                 raise ClusterFailed(f"{slot.spec.slot} could not be started:\n{slot.last_exit}")
 
+    async def _mind_listener(self) -> None:
+        """Close the shared listener when nobody will accept from it any more: clients are told by a refusal."""
+        while not self.supervisor.stopping and self._a_frontend_may_come():
+            await self.supervisor.news()
+        self._close_listener()
+
+    def _a_frontend_may_come(self) -> bool:
+        slots = self.supervisor.slots
+        return any(slots[name].state != "gave-up" for name in self._frontends())
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+
     async def _publish(self) -> None:
         """Keep the supervisor's own record up to date."""
         while True:
             self._changed.clear()
-            states = {name: _published(slot.state) for name, slot in self.supervisor.slots.items()}
+            slots, report = self.supervisor.slots, self.rolling.report
+            meta: dict[str, MetaValue] = {name: _published(slot.state) for name, slot in slots.items()}
+            meta |= {f"pid.{name}": slot.pid for name, slot in slots.items() if slot.pid is not None}
+            meta |= {f"rolling.{name}": value for name, value in msgspec.structs.asdict(report).items()}
+            meta["rolling.under_way"] = self.rolling.under_way
             record = InstanceRecord(
                 namespace=self.plan.namespace,
                 component=SUPERVISOR,
@@ -205,7 +264,8 @@ class LocalCluster:
                 instance=self._instance,
                 epoch=self._epoch,
                 address="",
-                meta=dict(states),
+                pid=os.getpid(),
+                meta=meta,
             )
             try:
                 await self._discovery.publish(record)
@@ -220,15 +280,21 @@ def _published(state: str) -> Literal["running", "restarting", "gave-up"]:
     return "running" if state == "running" else "restarting"
 
 
-def _specs(plan: ClusterPlan, rng: random.Random) -> list[ChildSpec]:
+def _specs(plan: ClusterPlan, rng: random.Random, listener: int) -> list[ChildSpec]:
     python = (sys.executable, "-m", "holdfast")
+    shared = () if listener < 0 else (f"--http-listen-fd={listener}",)
     frontends = [
         ChildSpec(
             slot=f"frontend-{i}",
-            argv=(*python, "frontend", "--http-host", plan.http_host, "--http-port", str(port), *plan.frontend_flags),
+            argv=(
+                *(*python, "frontend", "--http-host", plan.http_host, "--http-port", str(port)),
+                *(*shared, *plan.frontend_flags),
+            ),
             env=plan.env,
             restart=plan.restart,
             grace=plan.stop_grace,
+            fds=() if listener < 0 else (listener,),
+            orderly=ORDERLY_EXITS,
         )
         for i, port in enumerate(plan.http_ports)
     ]
@@ -240,6 +306,7 @@ def _specs(plan: ClusterPlan, rng: random.Random) -> list[ChildSpec]:
             stage=1,
             restart=plan.restart,
             grace=plan.stop_grace,
+            orderly=ORDERLY_EXITS,
         )
         for i in range(plan.workers)
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -14,8 +14,16 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     workers: Annotated[int, setting("DYN_SERVE_WORKERS", "Worker processes.", ge=1, le=64)] = 2
     frontends: Annotated[
-        int, setting("DYN_SERVE_FRONTENDS", "Frontend processes, on successive ports from --http-port.", ge=1, le=64)
+        int, setting("DYN_SERVE_FRONTENDS", "Frontend processes; see --frontend-ports.", ge=1, le=64)
     ] = 1
+    frontend_ports: Annotated[
+        Literal["auto", "shared", "successive"],
+        setting(
+            "DYN_SERVE_FRONTEND_PORTS",
+            "Whether frontends share --http-port, each with a port of its own beside it for its metrics and health, or "
+            "listen on successive ports from --http-port; auto: shared when there are several.",
+        ),
+    ] = "auto"
     start_timeout: Annotated[
         float, setting("DYN_SERVE_START_TIMEOUT_SECS", "Give up when the cluster is not ready within this.", gt=0)
     ] = 180.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from holdfast.base.errors import Conflict
 
 _LISTEN = "0A"  # connection state in /proc/net/tcp
+_BACKLOG = 2048
 
 
 class PortTaken(Conflict):
@@ -54,6 +55,27 @@ def claim_port(host: str, port: int) -> int:
                 port=port,
             ) from error
     return port
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a listening socket that several processes can inherit and accept from.
+
+    As long as one process holds it no connection is refused: those that come while nobody accepts wait in its queue.
+
+    Raises:
+        PortTaken: as `claim_port`.
+    """
+    claim_port(host, port)
+    listener = _socket(host)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise Conflict(f"{host}:{port} cannot be used: {error.strerror}.", host=host, port=port) from error
+    listener.setblocking(False)
+    return listener
 
 
 def owner_of(port: int) -> str:

@@ -1,8 +1,9 @@
 """The supervisor: keeps the slots of one machine running, and takes everything down with it.
 
 Each slot is a process in its own group. A crash is answered by a restart with back-off until the
-restart intensity says that restarting does not help. Stopping goes stage by stage: frontends drain
-before workers. A sentinel process cleans up should the supervisor itself be killed.
+restart intensity says that restarting does not help; a process that was asked to leave is replaced at once.
+Stopping goes stage by stage: frontends drain before workers. A sentinel process cleans up should the
+supervisor itself be killed.
 
 Must never import what it runs, and never leave a process behind.
 """
@@ -29,7 +30,9 @@ log = logging.getLogger(__name__)
 SlotState = Literal["starting", "running", "restarting", "gave-up", "stopped"]
 OnChange = Callable[[], None]
 
-_HURRIED_GRACE = 1.0
+_HURRIED_GRACE = 3.0
+_LONG_ENOUGH = 1.0
+"""A process that leaves in order after less than this many seconds is one that does not work."""
 _SENTINEL_SECONDS = 5.0
 _SENTINEL_RESTART_SECONDS = 0.5
 
@@ -42,6 +45,9 @@ class Slot:
         self.state: SlotState = "starting"
         self.child: Child | None = None
         self.restarts = 0
+        """Starts after the first one, crashes and replacements alike."""
+        self.replacing: Child | None = None
+        """The process that was asked to make room for a new one."""
         self.last_exit = ""
         """How the last process of this slot ended, with its last lines; empty: none has ended yet."""
         self.budget = RestartBudget(spec.restart)
@@ -72,6 +78,8 @@ class Supervisor:
         self._on_change = on_change
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._now = asyncio.Event()
+        self._news = asyncio.Event()
         self._sentinel: asyncio.subprocess.Process | None = None
 
     async def run(self) -> int:
@@ -90,10 +98,42 @@ class Supervisor:
         return 1 if all(slot.state == "gave-up" for slot in self.slots.values()) else 0
 
     def stop(self) -> None:
-        """Stop all children in order; a second call hurries."""
+        """Stop all children in order; a second call hurries them, a third one kills them."""
+        if self._hurry.is_set():
+            self._now.set()
         if self._stopping.is_set():
             self._hurry.set()
         self._stopping.set()
+        self._news.set()
+
+    async def news(self) -> None:
+        """Wait until the state of a slot has changed, or everything is being stopped; callers are cancelled."""
+        self._news.clear()
+        await self._news.wait()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether everything is being stopped."""
+        return self._stopping.is_set()
+
+    async def replace(self, name: str) -> bool:
+        """Stop the process of a slot in order, SIGKILL after its grace; the next one starts at once.
+
+        Returns:
+            Whether there was one; it is gone when this returns.
+        """
+        slot = self.slots[name]
+        child = slot.replacing = slot.child
+        if child is None:
+            return False
+        log.info("%s is replaced; its process %d has %.1f s to leave", name, child.pid, slot.spec.grace)
+        child.signal(signal.SIGTERM)
+        await self._wait_gone([slot], slot.spec.grace)
+        if slot.child is child:
+            log.error("%s did not leave within %.1f s; killed", name, slot.spec.grace)
+            child.kill_group()
+            await slot.gone.wait()
+        return True
 
     async def _keep(self, slot: Slot) -> None:
         """Run one slot until it is stopped or given up."""
@@ -141,6 +181,10 @@ class Supervisor:
             log.info("%s stopped: %s", name, how, extra={"pid": child.pid})
             return None
         slot.last_exit = "\n".join([f"{name} ended after {uptime:.1f} s: {how}", *child.tail])
+        if slot.replacing is child or (code in slot.spec.orderly and uptime >= _LONG_ENOUGH):
+            slot.replacing = None
+            log.info("%s left in order after %.1f s: %s; started again", name, uptime, how)
+            return 0.0
         if code == EXIT_CONFIGURATION:
             log.error("%s cannot run with these settings, see its last lines above; not restarted", name)
             return None
@@ -161,6 +205,7 @@ class Supervisor:
     def _set(self, slot: Slot, state: SlotState) -> None:
         if slot.state != state:
             slot.state = state
+            self._news.set()
             self._on_change()
 
     async def _stop_in_order(self) -> None:
@@ -179,17 +224,22 @@ class Supervisor:
                     slot.child.kill_group()
 
     async def _wait_gone(self, members: list[Slot], grace: float) -> None:
-        """Wait until no member runs, for ``grace`` seconds, or a second after being told to hurry."""
+        """Wait until no member runs, for ``grace`` seconds, or less when told to hurry: they are told so too."""
         if not members:
             return
         async with asyncio.TaskGroup() as tasks:
             gone = [tasks.create_task(slot.gone.wait()) for slot in members]
             hurry = tasks.create_task(self._hurry.wait())
+            now = tasks.create_task(self._now.wait())
             everyone = tasks.create_task(_all_done(gone))
             await asyncio.wait({everyone, hurry}, timeout=grace, return_when=asyncio.FIRST_COMPLETED)
-            if hurry.done():
-                await asyncio.wait({everyone}, timeout=min(grace, _HURRIED_GRACE))
-            for task in (everyone, hurry, *gone):
+            if hurry.done() and not everyone.done():
+                for slot in members:
+                    if slot.child:
+                        slot.child.signal(signal.SIGTERM)
+                short = min(grace, _HURRIED_GRACE)
+                await asyncio.wait({everyone, now}, timeout=short, return_when=asyncio.FIRST_COMPLETED)
+            for task in (everyone, hurry, now, *gone):
                 task.cancel()
 
     async def _start_sentinel(self) -> asyncio.subprocess.Process:

@@ -15,6 +15,8 @@ REMEMBERED_MODELS = 1_024
 GAVE_UP = "gave-up"
 FRONTEND_SLOTS = "frontend"
 """Supervisors name their slots after what runs there; slots of frontends replace no worker."""
+FACT = "."
+"""A name in a supervisor's ``meta`` that holds one is a fact beside the slots, such as ``pid.worker-0``."""
 
 
 class Departures:
@@ -35,7 +37,11 @@ class Departures:
 
     def supervisor(self, record: InstanceRecord) -> None:
         """A supervisor published the state of its slots."""
-        slots = {name: value for name, value in record.meta.items() if not name.startswith(FRONTEND_SLOTS)}
+        slots = {
+            name: value
+            for name, value in record.meta.items()
+            if not name.startswith(FRONTEND_SLOTS) and FACT not in name
+        }
         self._slots[record.instance] = slots
 
     def supervisor_left(self, record: InstanceRecord) -> None:

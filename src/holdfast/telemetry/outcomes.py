@@ -27,6 +27,7 @@ _BY_CLASS: tuple[tuple[type[errors.HoldfastError], ErrorType], ...] = (
     (errors.TransportFault, "backend_error"),
     (errors.PoisonRequest, "backend_error"),
     (errors.MigrationExhausted, "backend_error"),
+    (errors.ShuttingDown, "unavailable"),
 )
 _BY_STAGE: dict[object, ErrorType] = {
     "total": "response_timeout",

@@ -45,7 +45,8 @@ class InstanceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     state: InstanceState = "ready"
     cards: tuple[ModelCard, ...] = ()
     meta: dict[str, MetaValue] = {}
-    """Small facts for other rooms. A supervisor puts ``<slot>: running|restarting|gave-up`` here."""
+    """Small facts for other rooms. A supervisor puts ``<slot>: running|restarting|gave-up`` here, and facts about its
+    slots under names with a dot."""
 
 
 class DiscoveryEvent(msgspec.Struct, frozen=True):
