@@ -5,9 +5,9 @@ HOLDFAST := .venv/bin/holdfast
 ARGS ?=
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills status test test-slow lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills status test test-slow test-operations lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -29,6 +29,10 @@ test: dev ## the tests, without the slow ones
 
 test-slow: dev ## the slow tests: the full figures, printed
 	@$(PY) -m pytest -q -m slow -s $(ARGS)
+
+test-operations: dev ## a real Prometheus and Alertmanager watch a fleet; installs them if need be (Debian)
+	@tools/install_operations.sh
+	@CI=$${CI:-true} $(PY) -m pytest -q -m operations tests/observability $(ARGS)
 
 lint: dev ## style
 	@$(PY) -m ruff check .

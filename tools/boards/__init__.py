@@ -1,0 +1,1 @@
+"""What the Grafana dashboards show; `tools/dashboards.py` makes JSON of it."""
