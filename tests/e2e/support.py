@@ -148,6 +148,10 @@ class Cluster:
         requests = (await self.get("/debug/requests"))["requests"]
         return next((r for r in requests if r["label"] == label), None)
 
+    async def story(self, label: str) -> str:
+        """Return what the frontend remembers of a request, for the message of a failure."""
+        return json.dumps(await self.get(f"/debug/requests/{label}"), indent=1)
+
     async def stream_in(self, label: str, state: str, within: float = 10.0) -> dict[str, Any]:
         """Wait until the first stream of a request is in a state; returns the stream."""
 
