@@ -7,10 +7,11 @@ choice ends the whole request, as OpenAI's clients expect. Must never know about
 from __future__ import annotations
 
 import abc
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.choices import Choice, StreamedChoice, WholeChoice
+from holdfast.frontend.client_wire import head_of
 from holdfast.frontend.prepare import Prepared
 from holdfast.frontend.reply import Reply
 from holdfast.openai.encode import (
@@ -26,15 +27,19 @@ from holdfast.openai.encode import (
 from holdfast.openai.errors import error_event, error_response
 from holdfast.openai.logprobs import TokenNames
 from holdfast.openai.responses import CompletionUsage
+from holdfast.requests.deadlines import ClientStalled
 from holdfast.requests.plan import Ending
 from holdfast.requests.request import Request
 
-_SSE = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
+_EVENTS = head_of(
+    200,
+    (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ),
 )
-
+_JSON = head_of(200, ((b"content-type", b"application/json"),))
 
 ChoiceT = TypeVar("ChoiceT", bound=Choice)
 
@@ -50,8 +55,8 @@ class Answer(abc.ABC, Generic[ChoiceT]):
         self.prepared = prepared
         self.done = False
         """The response is complete as far as this side is concerned."""
-        self.outcome = ""
-        """Empty when all went well, else the error's code."""
+        self.lost = False
+        """The client left before that."""
         self.error: HoldfastError | None = None
         """What it ended with, when not all went well."""
         self.overload_status = 503
@@ -71,9 +76,10 @@ class Answer(abc.ABC, Generic[ChoiceT]):
     def refuse(self, error: HoldfastError) -> None:
         """Answer with an error; nothing has been sent yet."""
         answer = error_response(error, self.label, overload_status=self.overload_status)
-        self.error, self.outcome = error, error.code
+        self.error = error
         self.done = True
-        self.reply.hold({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
+        headers = [header for header in answer.headers if header[0] != b"content-length"]
+        self.reply.hold(head_of(answer.status, headers), len(answer.body))
         self.reply.write(answer.body)
         self.reply.finish()
         self.reply.push()
@@ -97,12 +103,10 @@ class Answer(abc.ABC, Generic[ChoiceT]):
             self.reply.finish()
             self.reply.push()
 
-    def head(self, headers: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
-        """Return the response's head with what every answer carries."""
-        own = [(b"x-request-id", self.label.encode("latin-1", "replace"))]
-        if self._worker:
-            own.append((b"x-holdfast-worker", self._worker.encode()))
-        return {"type": "http.response.start", "status": 200, "headers": [*headers, *own]}
+    def head(self, common: bytes) -> bytes:
+        """Return the response's head: what such answers have in common, and what is this one's own."""
+        worker = b"x-holdfast-worker: %b\r\n" % self._worker.encode() if self._worker else b""
+        return b"%bx-request-id: %b\r\n%b" % (common, self.label.encode("latin-1", "replace"), worker)
 
     def counts(self) -> CompletionUsage:
         """Return the usage of the whole request: each prompt once, all choices."""
@@ -116,14 +120,13 @@ class Answer(abc.ABC, Generic[ChoiceT]):
         )
 
     def _fail(self, error: HoldfastError) -> None:
-        self.error, self.outcome = error, error.code
-        if self.reply.blocked_since is not None:
-            self.done = True
+        if isinstance(error, ClientStalled):
+            self.error, self.done = error, True
             self.reply.abort()
         elif not self.reply.started:
             self.refuse(error)
         else:
-            self.done = True
+            self.error, self.done = error, True
             self.reply.write(error_event(error) + DONE)
             self.reply.finish()
             self.reply.push()
@@ -148,26 +151,21 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 class StreamedAnswer(Answer[StreamedChoice]):
     """Server-sent events."""
 
-    def accepted(self, worker: str) -> None:
-        """The first accept lets the head and the first events go."""
-        first = not self._worker
-        super().accepted(worker)
-        if first and not self.reply.started:
-            self.reply.hold(self.head(_SSE))
-            self.reply.start()
-        if first:
-            for choice in self.choices:
-                choice.open()
-            self.reply.push()
-
-    def hold(self) -> None:
-        """Be ready to start without an accept: a comment is due."""
-        self.reply.hold(self.head(_SSE))
-
     def begin(self, request: Request) -> None:
         """Tie the choices to their streams; a comment may start the response early."""
         super().begin(request)
-        self.hold()
+        self.reply.hold(self.head(_EVENTS))
+
+    def accepted(self, worker: str) -> None:
+        """The first accept lets the head and the first events go, with what else the present read brings."""
+        if self._worker:
+            return
+        super().accepted(worker)
+        if not self.reply.started:
+            self.reply.hold(self.head(_EVENTS))
+            self.reply.start()
+        for choice in self.choices:
+            choice.open()
 
     def _make_choices(self) -> list[StreamedChoice]:
         spec = self.prepared.spec
@@ -208,6 +206,5 @@ class WholeAnswer(Answer[WholeChoice]):
         else:
             text = [c for c in finished if isinstance(c, TextChoice)]
             body = completion(*args, text, self.counts(), fingerprint=fingerprint)
-        length = (b"content-length", b"%d" % len(body))
-        self.reply.hold(self.head(((b"content-type", b"application/json"), length)))
+        self.reply.hold(self.head(_JSON), len(body))
         self.reply.write(body)

@@ -1,7 +1,9 @@
-"""The way to one request's client, below ASGI, and what HTTP/1.0 clients get instead of chunks.
+"""The way to one request's client, below ASGI: whole responses in as few writes as there are reasons to write.
 
-Uses of uvicorn's `RequestResponseCycle` what its own `send` uses; the dependency is locked and
-`tests/frontend/test_client_wire.py` holds both ways to the same bytes. Must never look into requests.
+A write is a system call, which costs more than everything else that a token does here. So the response's head
+waits for the first bytes after it, and its end goes out with the last ones. Uses of uvicorn's
+`RequestResponseCycle` what its own `send` uses; the dependency is locked and `tests/frontend/test_client_wire.py`
+holds both ways to the same bytes. Must never look into requests.
 """
 
 from __future__ import annotations
@@ -10,7 +12,8 @@ import asyncio
 import fcntl
 import struct
 import termios
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -18,23 +21,102 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 _INT = struct.Struct("i")
 
 
+class Watched(Protocol):
+    """The connection, as far as its present response cares."""
+
+    watcher: ClientWire | None
+
+
+def head_of(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return status line and headers; the values must be free of line ends."""
+    return STATUS_LINE[status] + b"".join([b"%b: %b\r\n" % header for header in headers])
+
+
 class ClientWire:
-    """What a client has taken can be measured, and the middle chunks of a started stream skip ASGI's `send`."""
+    """Of one request. `watch` it, `start`, `write` any number of times, `end`."""
 
-    __slots__ = ("_cycle", "_flow", "_transport")
+    __slots__ = (
+        "_chunked", "_cycle", "_flow", "_head", "_protocol", "_transport", "on_blocked", "on_lost", "on_writable",
+    )  # fmt: skip
 
-    def __init__(self, cycle: RequestResponseCycle, flow: FlowControl, transport: asyncio.Transport):
+    def __init__(self, protocol: Watched, cycle: RequestResponseCycle, flow: FlowControl, transport: asyncio.Transport):
+        self._protocol = protocol
         self._cycle = cycle
         self._flow = flow
         self._transport = transport
+        self._head = b""
+        self._chunked = False
 
-    def write(self, data: bytes) -> bool:
-        """Write a middle chunk of a started, chunked body; False: not possible now, use ASGI's `send`."""
+    def watch(
+        self, on_lost: Callable[[], None], on_blocked: Callable[[], None], on_writable: Callable[[], None]
+    ) -> None:
+        """Be told what happens to the client from now on; what has happened already is told at once.
+
+        Args:
+            on_lost: it has gone, and its answer was not complete.
+            on_blocked: it takes no more bytes for now.
+            on_writable: it takes bytes again.
+        """
+        self.on_lost, self.on_blocked, self.on_writable = on_lost, on_blocked, on_writable
+        self._protocol.watcher = self
+        if not self._cycle.more_body:
+            self._flow.resume_reading()  # or nobody would notice that it goes
+        if self._cycle.disconnected:
+            on_lost()
+        elif self._flow.write_paused:
+            on_blocked()
+
+    def unwatch(self) -> None:
+        """Be told nothing more."""
+        if self._protocol.watcher is self:
+            self._protocol.watcher = None
+
+    def start(self, head: bytes, length: int | None = None) -> None:
+        """Begin the response; the head leaves with the first bytes after it.
+
+        Args:
+            head: from `head_of`, without anything about length or connection.
+            length: of the body, in bytes; None: not known, it goes out in chunks.
+        """
         cycle = self._cycle
-        if self._flow.write_paused or cycle.disconnected or not cycle.chunked_encoding or cycle.response_complete:
-            return False
-        self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
-        return True
+        cycle.response_started = True
+        cycle.waiting_for_100_continue = False
+        if length is not None:
+            framing = b"content-length: %d\r\n" % length
+        elif cycle.scope["http_version"] == "1.0":
+            framing = b""
+        else:
+            framing = b"transfer-encoding: chunked\r\n"
+            self._chunked = cycle.chunked_encoding = True
+        closing = b"" if cycle.keep_alive else b"connection: close\r\n"
+        self._head = b"%b%b%b\r\n" % (head, closing, framing)
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body, not empty; hot path."""
+        if self._head:
+            data, self._head = self._head + self._framed(data), b""
+            self._transport.write(data)
+        elif self._chunked:
+            self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._transport.write(data)
+
+    def end(self, data: bytes) -> None:
+        """Write the last part of the body and complete the response."""
+        cycle = self._cycle
+        if cycle.disconnected or cycle.response_complete:
+            return
+        body = self._framed(data) if data else b""
+        self._transport.write(b"%b%b%b" % (self._head, body, b"0\r\n\r\n" if self._chunked else b""))
+        self._head = b""
+        cycle.response_complete = True
+        cycle.message_event.set()
+        if not cycle.keep_alive:
+            self._transport.close()
+        cycle.on_response()
+
+    def _framed(self, data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data
 
     def unsent(self) -> int:
         """Return the bytes that the client's machine has not acknowledged, here and in the kernel."""
@@ -55,54 +137,3 @@ def _unacknowledged(transport: asyncio.Transport) -> int:
     except (OSError, ValueError):
         return 0
     return queued
-
-
-class UnchunkedSend:
-    """ASGI's `send` for HTTP/1.0 clients, who know no chunks: a body without a length ends with the connection."""
-
-    __slots__ = ("_cycle", "_plain")
-
-    def __init__(self, cycle: RequestResponseCycle):
-        self._cycle = cycle
-        self._plain = False
-        """Whether the body's end is the connection's."""
-
-    async def __call__(self, message: Any) -> None:
-        """Send one message."""
-        cycle = self._cycle
-        starts = message["type"] == "http.response.start"
-        if starts and not any(name == b"content-length" for name, _ in message["headers"]):
-            self._plain = True
-        if not self._plain:
-            await RequestResponseCycle.send(cycle, message)
-            return
-        if not cycle.disconnected:
-            await _drained(cycle)
-        if cycle.disconnected or cycle.response_complete:
-            return
-        if starts:
-            self._start(message)
-        else:
-            self._body(message)
-
-    def _start(self, message: Any) -> None:
-        cycle = self._cycle
-        cycle.response_started, cycle.keep_alive, cycle.chunked_encoding = True, False, False
-        lines = [b"%b: %b\r\n" % header for header in message["headers"]]
-        cycle.transport.write(b"".join([STATUS_LINE[message["status"]], *lines, b"connection: close\r\n\r\n"]))
-
-    def _body(self, message: Any) -> None:
-        cycle = self._cycle
-        if cycle.scope["method"] != "HEAD":
-            cycle.transport.write(message.get("body", b""))
-        if not message.get("more_body"):
-            cycle.response_complete = True
-            cycle.message_event.set()
-            cycle.transport.close()
-            cycle.on_response()
-
-
-async def _drained(cycle: RequestResponseCycle) -> None:
-    """Wait until the client takes bytes again."""
-    if cycle.flow.write_paused:
-        await cycle.flow.drain()

@@ -1,45 +1,39 @@
 """The two hot routes: from an HTTP request to streams, and until the client has everything or is gone.
 
-One task per HTTP request waits for the client to leave; one drives each stream between attempts; no task is
-involved in a token. Must never decide about workers or encode text.
+One task per HTTP request drives its stream between attempts (more only for several choices); no task is involved in
+a token or in a client's leaving. Must never decide about workers or encode text.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 from holdfast.base.errors import Cancelled, CapacityExhausted, HoldfastError, InternalError
 from holdfast.base.ids import RequestId, draw_request_id
 from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Receive, Send, read_body
+from holdfast.frontend.client_wire import ClientWire
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.gate import Gate
+from holdfast.frontend.keepalive import KeepAlive
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.prepare import Prepared, Preparer, Surface
 from holdfast.frontend.registry import ModelRegistry
-from holdfast.frontend.reply import KeepAlive, Reply
+from holdfast.frontend.reply import Reply
 from holdfast.frontend.story import Stories, Story
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
 from holdfast.openai.mapping import token_budget
 from holdfast.requests import seeds
+from holdfast.requests.deadlines import ClientStalled
 from holdfast.requests.plan import Deadlines, Plan
 from holdfast.requests.request import Request
 from holdfast.requests.service import Services
 
 log = logging.getLogger(__name__)
-
-
-class _Call(NamedTuple):
-    """The ASGI side of one request."""
-
-    scope: Any
-    receive: Receive
-    send: Send
 
 
 class GenerateRoute:
@@ -60,16 +54,14 @@ class GenerateRoute:
         self._offload = Offload()
         self._preparer = Preparer(config, registry, self._offload, services.rng)
         self._limit = config.http_body_limit_mb * 1024 * 1024
-        self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000)
+        self._stall = config.requests.client_stall_timeout
+        self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000, self._stall)
         self._gate = gate
         self._in_hand = 0
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
         self.stories: dict[RequestId, Story] = {}
         """Of the same."""
-        self.idle = asyncio.Event()
-        """Set while no request is active."""
-        self.idle.set()
         self.refusal: HoldfastError | None = None
         """When set, what every new request is told (shutdown)."""
         self.weaning = False
@@ -79,11 +71,11 @@ class GenerateRoute:
 
     async def chat(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/chat/completions."""
-        await self._counted("chat_completions", _Call(scope, receive, send))
+        await self._counted("chat_completions", scope, receive, send)
 
     async def completion(self, scope: Any, receive: Receive, send: Send) -> None:
         """POST /v1/completions."""
-        await self._counted("completions", _Call(scope, receive, send))
+        await self._counted("completions", scope, receive, send)
 
     @property
     def in_hand(self) -> int:
@@ -92,30 +84,22 @@ class GenerateRoute:
 
     async def close(self) -> None:
         """Let helpers go."""
+        self._keep_alive.close()
         self._offload.close()
         await self._preparer.close()
 
-    async def _counted(self, surface: Surface, call: _Call) -> None:
+    async def _counted(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
         self._in_hand += 1
         try:
-            await self._serve(surface, call)
+            await self._serve(surface, scope, receive, send)
         finally:
             self._in_hand -= 1
 
-    async def _serve(self, surface: Surface, call: _Call) -> None:
-        scope, receive, send = call
+    async def _serve(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
         request_id = draw_request_id(self._services.rng)
         story = self._stories.begin(surface, scope, request_id)
         try:
-            headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
-            story.identify(headers)
-            self._admit(scope)
-            body = await read_body(receive, self._limit, _content_length(scope))
-            prepared = await self._preparer.prepare(surface, body)
-            del body
-            story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
-            plans = self._plans(story, prepared, headers)
-            self._check_open()
+            prepared, plans = await self._prepare(story, surface, scope, receive)
         except Cancelled as error:
             story.refused(error)
             return
@@ -132,57 +116,59 @@ class GenerateRoute:
         finally:
             story.settle()
         with self._metrics.inflight.labels(self._metrics.label(story.model)).track_inprogress():
-            outcome = await self._run(story, prepared, plans, call)
+            outcome = await self._run(story, prepared, plans, scope["holdfast.wire"])
         story.ended(outcome)
 
-    async def _run(self, story: Story, prepared: Prepared, plans: list[Plan], call: _Call) -> HoldfastError | None:
-        request_id = story.id
-        async with asyncio.TaskGroup() as group:
-            reply = self._reply(call, group)
-            kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
-            answer = kind(reply, request_id, plans[0].label or request_id, int(time.time()), prepared)
-            answer.overload_status = self._config.http_overload_status_code
-            try:
-                request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
-            except HoldfastError as error:
-                answer.refuse(error)
-                return error
-            story.request = request
-            answer.begin(request)
-            self.active[request_id] = request
-            self.stories[request_id] = story
-            self.idle.clear()
-            self._keep_alive.add(reply)
-            try:
-                driver = group.create_task(request.run())
-                while (await call.receive())["type"] != "http.disconnect":
-                    pass
-                if not answer.done:
-                    await self._left(request, driver)
-                await driver
-            finally:
-                self._keep_alive.remove(reply)
-                del self.active[request_id], self.stories[request_id]
-                if not self.active:
-                    self.idle.set()
-                reply.abandon()
+    async def _prepare(
+        self, story: Story, surface: Surface, scope: Any, receive: Receive
+    ) -> tuple[Prepared, list[Plan]]:
+        headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
+        story.identify(headers)
+        self._admit(scope)
+        body = await read_body(receive, self._limit, _content_length(scope))
+        prepared = await self._preparer.prepare(surface, body)
+        story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
+        plans = self._plans(story, prepared, headers)
+        self._check_open()
+        return prepared, plans
+
+    async def _run(self, story: Story, prepared: Prepared, plans: list[Plan], wire: ClientWire) -> HoldfastError | None:
+        reply = Reply(wire, self._services.flusher, self._stall)
+        kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
+        answer = kind(reply, story.id, plans[0].label or story.id, int(time.time()), prepared)
+        answer.overload_status = self._config.http_overload_status_code
+        try:
+            request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
+        except HoldfastError as error:
+            answer.refuse(error)
+            return error
+        story.request = request
+        answer.begin(request)
+        self.active[story.id], self.stories[story.id] = request, story
+        self._keep_alive.add(reply)
+        wire.watch(lambda: self._lost(request, answer), reply.block, reply.resume)
+        try:
+            await request.run()
+            await reply.drained()
+        finally:
+            wire.unwatch()
+            self._keep_alive.remove(reply)
+            del self.active[story.id], self.stories[story.id]
+            reply.abandon()
+            if answer.lost:
+                self._metrics.disconnected.dec()
+        if reply.dropped and answer.error is None:
+            return ClientStalled("The client did not take the end of its answer.")
         return answer.error
 
-    async def _left(self, request: Request, driver: asyncio.Task[None]) -> None:
-        """The client has gone before its answer was complete: wind the request up."""
-        self._metrics.disconnects.labels(self._metrics.label(request.model)).inc()
-        with self._metrics.disconnected.track_inprogress():
+    def _lost(self, request: Request, answer: StreamedAnswer | WholeAnswer) -> None:
+        """The client has gone: what it asked for ends here and now."""
+        answer.reply.abandon()
+        if not answer.done:
+            answer.lost = True
+            self._metrics.disconnected.inc()
+            self._metrics.disconnects.labels(self._metrics.label(request.model)).inc()
             request.cancel("client_disconnected")
-            await driver
-
-    def _reply(self, call: _Call, group: asyncio.TaskGroup) -> Reply:
-        return Reply(
-            call.send,
-            self._services.flusher,
-            group.create_task,
-            call.scope.get("holdfast.wire"),
-            stall_timeout=self._config.requests.client_stall_timeout,
-        )
 
     def _plans(self, story: Story, prepared: Prepared, headers: RequestHeaders) -> list[Plan]:
         spec = prepared.spec

@@ -18,7 +18,7 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from holdfast.frontend.client_wire import ClientWire, UnchunkedSend
+from holdfast.frontend.client_wire import ClientWire
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     bounds: Bounds = Bounds()
 
+    watcher: ClientWire | None = None
+    """Who is told what happens to the client, while its answer is on its way."""
     _timer: asyncio.TimerHandle | None = None
     _in_head = True
     _in_body = False
@@ -111,7 +113,22 @@ class HttpProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         self.bounds.lingering -= self._leaving
         self._leaving = False
+        watcher, self.watcher = self.watcher, None
         super().connection_lost(exc)
+        if watcher is not None:
+            watcher.on_lost()
+
+    def pause_writing(self) -> None:
+        """The client takes no more bytes for now."""
+        super().pause_writing()
+        if self.watcher is not None:
+            self.watcher.on_blocked()
+
+    def resume_writing(self) -> None:
+        """It takes bytes again."""
+        super().resume_writing()
+        if self.watcher is not None:
+            self.watcher.on_writable()
 
     def data_received(self, data: bytes) -> None:
         """Feed the parser and keep the clock that fits what is still missing."""
@@ -199,13 +216,11 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_body = True
         self._wire_size = self._body_size = 0
         self._since = self.loop.time()
-        cycle = self.cycle
         if self.bounds.leaving:
-            cycle.keep_alive = False
+            self.cycle.keep_alive = False
             self.scope["holdfast.late"] = self._late  # type: ignore[typeddict-unknown-key]
-        self.scope["holdfast.wire"] = ClientWire(cycle, self.flow, self.transport)  # type: ignore[typeddict-unknown-key]
-        if self.scope["http_version"] == "1.0":
-            cycle.send = UnchunkedSend(cycle)  # type: ignore[method-assign]
+        wire = ClientWire(self, self.cycle, self.flow, self.transport)
+        self.scope["holdfast.wire"] = wire  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, its chunks taken apart."""
@@ -327,7 +342,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if not self._may_speak():
-            self.transport.abort()
+            self._drop()
             return
         kind = "service_unavailable" if status == 503 else "invalid_request_error"
         body = _error({"error": {"message": message, "type": kind, "param": None, "code": code}})
@@ -338,6 +353,15 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()
         else:
             self._linger()
+
+    def _drop(self) -> None:
+        """Close at once; whose answer it cuts learns it before it writes again."""
+        watcher, self.watcher = self.watcher, None
+        if self.cycle is not None:
+            self.cycle.disconnected = not self.cycle.response_complete
+        self.transport.abort()
+        if watcher is not None:
+            watcher.on_lost()
 
     def _may_speak(self) -> bool:
         """Say whether the client would take our words for the answer to what it sends now."""
