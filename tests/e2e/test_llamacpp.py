@@ -176,7 +176,7 @@ async def test_cancel_stops_the_engine(mock: Cluster) -> None:
                 await live.leave()
                 await peer.idle(5.0)
                 assert (await peer.pong()).progress.tokens_after_cancel <= 1
-    task = asyncio.ensure_future(mock.client.chat.completions.create(model=mock.model, **chat(tokens=400)))  # type: ignore[call-overload]
+    task = asyncio.ensure_future(mock.client.chat.completions.create(model=mock.model, **chat(tokens=400)))
 
     async def busy() -> bool:
         return (await mock.leases())["attempt"] == 1
