@@ -76,7 +76,8 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = None
-    """Every step takes exactly this long, on an absolute schedule; 0: as fast as the loop turns; None: `timing`."""
+    """Every step takes exactly this long, on an absolute schedule, and serves whoever is there when it ends; 0: as
+    fast as the loop turns; None: `timing`."""
     eos_chance: Annotated[
         float,
         setting(

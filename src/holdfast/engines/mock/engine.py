@@ -247,6 +247,8 @@ class MockEngine(Engine):
             return
         batch, self._batch = self._batch, None
         try:
+            if self.config.step_ms is not None:
+                self._scheduler.top_up(batch)
             steps = self._produce(batch)
             if steps:
                 self._sink(steps)

@@ -21,12 +21,14 @@ from holdfast.engines.mock.sequence import Sequence
 class Batch:
     """One step: the sequences in it (``Sequence.scheduled`` tokens each) and what it costs."""
 
-    __slots__ = ("decoding", "prefill_tokens", "sequences")
+    __slots__ = ("closed", "decoding", "prefill_tokens", "sequences")
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
         self.prefill_tokens = 0
         self.decoding = 0
+        self.closed = False
+        """Somebody had to give way in this step: nobody may join it."""
 
     def put(self, sequence: Sequence, tokens: int) -> int:
         """Let a sequence compute that many tokens in this step; returns the number."""
@@ -92,6 +94,15 @@ class Scheduler:
             return batch
         return _without_preempted(batch)
 
+    def top_up(self, batch: Batch) -> None:
+        """Let sequences that arrived during a step join it, as far as its token budget reaches.
+
+        For steps of fixed length only: their end is a tick of a clock, and whoever is there at the tick is served.
+        """
+        budget = self._config.max_num_batched_tokens - batch.prefill_tokens - batch.decoding
+        if self.waiting and not batch.closed and not any(sequence.delay for sequence in self.waiting):
+            self._admit(budget, batch)
+
     def _skips(self, sequence: Sequence) -> bool:
         sequence.scheduled = 0
         return sequence.slow > 1 and self._steps % sequence.slow != 0
@@ -135,6 +146,7 @@ class Scheduler:
 def _without_preempted(batch: Batch) -> Batch:
     """Those that gave way after they had been put in are not part of the step."""
     kept = Batch()
+    kept.closed = True
     for sequence in batch.sequences:
         if sequence.scheduled:
             kept.put(sequence, sequence.scheduled)
