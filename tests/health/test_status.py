@@ -176,6 +176,23 @@ async def test_metrics_are_rendered_beside_and_a_fault_in_them_is_contained() ->
         assert (await ask(server, "/live"))[0] == 200
 
 
+async def test_gauges_are_read_on_the_event_loop_and_a_stuck_loop_does_not_hold_metrics_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(status_module, "REFRESH_SECONDS", 0.2)
+    threads: list[int] = []
+    server = StatusServer(
+        SystemConfig(system_port=0), metrics=lambda: b"x 1\n", refresh=lambda: threads.append(threading.get_ident())
+    )
+    server.start()
+    try:
+        assert await ask(server, "/metrics") == (200, b"x 1\n")
+        assert threads == [threading.get_ident()]
+        assert ask_now(server, "/metrics") == (200, b"x 1\n")
+    finally:
+        server.close()
+
+
 async def test_large_answers_arrive_whole() -> None:
     big = b"x" * 5_000_000
     async with serving(metrics=lambda: big) as server:

@@ -21,11 +21,12 @@ from holdfast.engines.mock import MockConfig, MockEngine
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.local.ports import free_port
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
+from holdfast.runtime.shutdown import EXIT_ENGINE_DIED
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import WorkerProcess
 from tests.engines.mock.mockrun import request
-from tests.worker.doubles import ScriptEngine
-from tests.worker.remote import generate, linked, pong, worker_child
+from tests.worker.doubles import ScriptEngine, payload
+from tests.worker.remote import call, generate, linked, pong, worker_child
 from tests.worker.status_client import ask, until
 
 SYSTEM = SystemConfig(system_port=0)
@@ -215,6 +216,46 @@ async def test_control_routes_of_a_worker() -> None:
         status, body = await ask(address, "/engine/control", "POST", b'{"do": "slow", "factor": 1}')
         assert (status, body["ok"]) == (200, True)
         assert (await ask(address, "/engine/control", "POST", b'{"do": "dance"}'))[0] == 400
+
+
+class WithChild(ScriptEngine):
+    """Computes in a process of its own, gives one token and then nothing, and always says that it is well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    def submit(self, key: Any, request: Any) -> None:
+        super().submit(key, request)
+        finish: Any = "length" if request.stop.max_tokens == 1 else None
+        asyncio.get_running_loop().call_soon(self.step, [self.token(key, 0, finish=finish)])
+
+    def child_pids(self) -> tuple[int, ...]:
+        return (self.child.pid,)
+
+    async def close(self) -> None:
+        self.child.kill()
+        self.child.wait()
+
+
+async def test_the_death_of_the_engines_process_is_the_engines_death_whatever_it_says() -> None:
+    engine = WithChild()
+    hub = MemHub()
+    async with running(worker := a_worker(engine, hub)) as task, linked(worker.server.address) as link:
+        caller = call(link, "generate", payload())
+        await caller.until(lambda: bool(caller.tokens))
+        began = time.monotonic()
+        engine.child.kill()
+        await caller.ended()
+        assert time.monotonic() - began < 1.0
+        assert (caller.finish, caller.error and caller.error.code) == ("error", "engine_failed")
+        assert caller.error is not None
+        assert f"process {engine.child.pid} is gone" in caller.error.message
+        async with asyncio.timeout(5):
+            while link.draining is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        assert await asyncio.wait_for(task, 10) == EXIT_ENGINE_DIED
+        assert not hub.records
 
 
 async def test_draining_is_alive_and_not_ready() -> None:

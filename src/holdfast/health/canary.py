@@ -87,7 +87,10 @@ class Canary:
         while not self._readiness.is_ready(self.endpoint):
             result = await self.once(timeout)
             if result.kind != "good":
-                log.warning("the first request to this worker failed, trying again: %s", result.why)
+                log.warning(
+                    "the first request to this worker failed, trying again: %s (DYN_HEALTH_CHECK_PAYLOAD replaces it)",
+                    result.why,
+                )
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def once(self, timeout: float | None = None) -> ProbeResult:  # noqa: ASYNC109

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +35,8 @@ log = logging.getLogger(__name__)
 BEAT_SECONDS = 0.25
 LATE_SECONDS = 10.0
 """An event loop that has not run for so long can take no work, whatever the board says."""
+REFRESH_SECONDS = 0.5
+"""How long a scrape waits for gauges to be brought up to date."""
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _READ = ("GET", "HEAD")
 
@@ -56,6 +60,8 @@ class StatusServer:
     Args:
         config: where to listen, what to say.
         metrics: for ``/metrics``; None: there are none.
+        refresh: brings gauges up to date before they are rendered; called on the event loop, and not waited for
+            when that is stuck.
         more: called on every heartbeat, on the event loop: the further facts of the board.
     """
 
@@ -64,6 +70,7 @@ class StatusServer:
         config: SystemConfig,
         *,
         metrics: Metrics | None = None,
+        refresh: Callable[[], None] | None = None,
         more: Callable[[], dict[str, Any]] = dict,
     ):
         self.address = ""
@@ -71,6 +78,8 @@ class StatusServer:
         self.control = ControlRoutes(config.system_token)
         self._config = config
         self._metrics = metrics
+        self._refresh = refresh
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._more = more
         self._board = Board(Verdict(config.system_starting_health_status == "ready", {}, ()))
         self._beats = 0
@@ -95,6 +104,7 @@ class StatusServer:
         if config.system_port < 0:
             return
         let_threads_in()
+        self._loop = asyncio.get_running_loop()
         self._started = time.monotonic()
         self._listener = Listener(config.system_host, config.system_port, self._answer, self._tick)
         self._renderer = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="holdfast-metrics")
@@ -209,6 +219,7 @@ class StatusServer:
 
         def render() -> None:
             try:
+                self._bring_up_to_date()
                 pending.reply(Answer(200, metrics(), METRICS_TYPE))
             except Exception:
                 log.exception("the metrics could not be rendered")
@@ -216,6 +227,22 @@ class StatusServer:
 
         self._renderer.submit(render)
         return None
+
+    def _bring_up_to_date(self) -> None:
+        if self._refresh is None or self._loop is None:
+            return
+        done = threading.Event()
+        refresh = self._refresh
+
+        def run() -> None:
+            try:
+                refresh()
+            finally:
+                done.set()
+
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(run)
+            done.wait(REFRESH_SECONDS)
 
     def _uptime(self) -> dict[str, int]:
         seconds = time.monotonic() - self._started
