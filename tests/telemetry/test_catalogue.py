@@ -76,7 +76,7 @@ def test_prefix_and_buckets_follow_the_settings() -> None:
     )
     registry = Registry(CATALOGUE, "frontend", settings)
     registry.histogram("dynamo_frontend_time_to_first_token_seconds").labels("m").observe(0.5)
-    registry.gaps("dynamo_frontend_inter_token_latency_seconds").of("m")
+    registry.histogram("dynamo_frontend_inter_token_latency_seconds").labels("m")
     registry.counter("holdfast_frontend_joins_total").labels("m", "exact").inc()
     families = {f.name: f for f in text_string_to_metric_families(registry.render().decode())}
     assert set(families) == {

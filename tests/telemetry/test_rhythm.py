@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.telemetry.rhythm import TICKS_PER_SECOND, GapHistogram, Rhythm
+from holdfast.telemetry.rhythm import Rhythm
 
 DELIVERIES = st.lists(st.tuples(st.integers(0, 5000), st.integers(1, 9), st.booleans()), min_size=1, max_size=200)
 
@@ -57,10 +57,3 @@ def test_the_longest_gap_is_remembered_with_the_token_after_it(
             rhythm.fold()
     rhythm.fold()
     assert rhythm.longest[0] == (9999, expected)
-
-
-def test_a_gap_histogram_counts_into_the_bucket_whose_bound_it_does_not_exceed() -> None:
-    gaps = GapHistogram((0.001, 0.01, 0.1))
-    gaps.add(Counter({0: 2, 10: 1, 11: 4, 1000: 1, 1001: 5}))
-    assert gaps.counts == [3, 4, 1, 5]
-    assert gaps.sum * TICKS_PER_SECOND == 10 + 44 + 1000 + 5005

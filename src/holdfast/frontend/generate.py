@@ -115,7 +115,7 @@ class GenerateRoute:
             return
         finally:
             story.settle()
-        with self._metrics.inflight.labels(self._metrics.label(story.model)).track_inprogress():
+        with self._metrics.of(story.model).inflight:
             outcome = await self._run(story, prepared, plans, scope["holdfast.wire"])
         story.ended(outcome)
 

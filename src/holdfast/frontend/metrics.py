@@ -15,7 +15,7 @@ from holdfast.runtime.pool import Worker
 from holdfast.telemetry.catalogue import CATALOGUE
 from holdfast.telemetry.metric import UNKNOWN, LabelValues, MetricSettings, Registry
 from holdfast.telemetry.outcomes import error_type
-from holdfast.telemetry.rhythm import TICKS_PER_SECOND
+from holdfast.telemetry.series import TICKS_PER_SECOND
 
 _OUTCOMES = {"cancelled": "cancelled", "failed": "failure", "expired": "failure", "rejected": "failure"}
 
@@ -31,6 +31,27 @@ class LastSeen:
         self.prompt_tokens = 0
 
 
+class _Model:
+    """The series of one model, looked up once."""
+
+    __slots__ = (
+        "cached", "duration", "first_tokens", "gaps", "inflight", "input_lengths", "input_tokens", "name",
+        "output_lengths", "output_tokens",
+    )  # fmt: skip
+
+    def __init__(self, metrics: FrontendMetrics, name: str):
+        self.name = name
+        self.inflight = metrics.inflight.labels(name)
+        self.duration = metrics.duration.labels(name)
+        self.first_tokens = metrics.first_tokens.labels(name)
+        self.gaps = metrics.gaps.labels(name)
+        self.input_lengths = metrics.input_lengths.labels(name)
+        self.input_tokens = metrics.input_tokens.labels(name)
+        self.output_lengths = metrics.output_lengths.labels(name)
+        self.output_tokens = metrics.output_tokens.labels(name)
+        self.cached = metrics.cached.labels(name)
+
+
 class FrontendMetrics:
     """All metrics of one frontend in a registry of their own; an `Observer` of the request lifecycle."""
 
@@ -40,12 +61,12 @@ class FrontendMetrics:
         self.requests = r.counter("dynamo_frontend_requests_total")
         self.started = r.counter("dynamo_frontend_requests_started_total")
         self.inflight = r.gauge("dynamo_frontend_inflight_requests")
-        self.disconnected = r.gauge("dynamo_frontend_disconnected_clients")
+        self.disconnected = r.gauge("dynamo_frontend_disconnected_clients").labels()
         self.disconnects = r.counter("holdfast_frontend_client_disconnects_total")
         self.stages = r.histogram("dynamo_frontend_stage_duration_seconds")
         self.duration = r.histogram("dynamo_frontend_request_duration_seconds")
         self.first_tokens = r.histogram("dynamo_frontend_time_to_first_token_seconds")
-        self.gaps = r.gaps("dynamo_frontend_inter_token_latency_seconds")
+        self.gaps = r.histogram("dynamo_frontend_inter_token_latency_seconds")
         self.input_lengths = r.histogram("dynamo_frontend_input_sequence_tokens")
         self.output_lengths = r.histogram("dynamo_frontend_output_sequence_tokens")
         self.cached = r.histogram("dynamo_frontend_cached_tokens")
@@ -62,16 +83,17 @@ class FrontendMetrics:
         self.attempt_failures = r.counter("holdfast_frontend_attempt_failures_total")
         self.joins = r.counter("holdfast_frontend_joins_total")
         self.transitions = r.counter("holdfast_frontend_worker_transitions_total")
-        self.queue_time = r.histogram("dynamo_request_plane_queue_seconds")
-        self.send_time = r.histogram("dynamo_request_plane_send_seconds")
-        self.roundtrip = r.histogram("dynamo_request_plane_roundtrip_ttft_seconds")
-        self.loop_delay = r.histogram("dynamo_frontend_event_loop_delay_seconds")
-        self.loop_stalls = r.counter("dynamo_frontend_event_loop_stall_total")
+        self.queue_time = r.histogram("dynamo_request_plane_queue_seconds").labels()
+        self.send_time = r.histogram("dynamo_request_plane_send_seconds").labels()
+        self.roundtrip = r.histogram("dynamo_request_plane_roundtrip_ttft_seconds").labels()
+        self.loop_delay = r.histogram("dynamo_frontend_event_loop_delay_seconds").labels()
+        self.loop_stalls = r.counter("dynamo_frontend_event_loop_stall_total").labels()
         self.last_seen: dict[str, LastSeen] = {}
         """By worker; forgotten with it."""
         self.preprocessing = 0
         """Requests that are being read, rendered and tokenized."""
-        self._models = LabelValues()
+        self._names = LabelValues()
+        self._models: dict[str, _Model] = {}
         self._states: dict[str, str] = {}
         self._stage_route = self.stages.labels("route")
         self._stage_roundtrip = self.stages.labels("transport_roundtrip")
@@ -87,13 +109,13 @@ class FrontendMetrics:
         """A request has been taken in. ``model`` empty: it names none of ours."""
         self.started.labels(self.label(model), surface, kind).inc()
 
-    def finished(self, model: str, surface: str, kind: str, error: HoldfastError | None, seconds: float) -> None:
+    def finished(self, name: str, surface: str, kind: str, error: HoldfastError | None, seconds: float) -> None:
         """A request that `begun` was told of has ended, well or with this error."""
-        model = self.label(model)
+        model = self.label(name)
         word = error_type(error)
         self.requests.labels(model, surface, kind, "error" if error else "success", word).inc()
         if error is None:
-            self.duration.labels(model).observe(seconds)
+            self.of(name).duration.observe(seconds)
             return
         self.failures.labels(error.fault, error.code).inc()
         if word == "cancelled":
@@ -102,12 +124,21 @@ class FrontendMetrics:
             self.rejections.labels(model, surface).inc()
             layer, knob = str(error.details.get("layer", "fleet")), str(error.details.get("knob", "workers"))
             self.rejections_by_knob.labels(model, layer, knob).inc()
-        if model != UNKNOWN:
-            self.duration.labels(model).observe(seconds)
+        if name:
+            self.of(name).duration.observe(seconds)
 
     def label(self, model: str) -> str:
         """Return the model as a label."""
-        return self._models.bounded(model) if model else UNKNOWN
+        return self._names.bounded(model) if model else UNKNOWN
+
+    def of(self, model: str) -> _Model:
+        """Return the series of a model."""
+        found = self._models.get(model)
+        if found is None:
+            found = _Model(self, self.label(model))
+            if found.name == model:  # those that share a label are too many to be kept
+                self._models[model] = found
+        return found
 
     # the observer
 
@@ -118,10 +149,10 @@ class FrontendMetrics:
             self.queue_time.observe(waited)
             self._stage_route.observe(waited)
             plan = generation.plan
-            model = self.label(plan.model)
             if not plan.choice:
-                self.input_tokens.labels(model).inc(plan.prompt_length)
-                self.input_lengths.labels(model).observe(plan.prompt_length)
+                of = self.of(plan.model)
+                of.input_tokens.inc(plan.prompt_length)
+                of.input_lengths.observe(plan.prompt_length)
 
     def attempt_sent(self, seconds: float) -> None:
         """See `Observer`."""
@@ -135,10 +166,11 @@ class FrontendMetrics:
     def first_token(self, generation: Generation) -> None:
         """See `Observer`."""
         plan = generation.plan
-        waited = _now(generation) + plan.prepared_seconds
-        self.roundtrip.observe(max(0.0, _now(generation) - _at(generation, "attempt")))
+        now = _now(generation)
+        waited = now + plan.prepared_seconds
+        self.roundtrip.observe(max(0.0, now - _at(generation, "attempt")))
         if not plan.choice:
-            self.first_tokens.labels(self.label(plan.model)).observe(waited)
+            self.of(plan.model).first_tokens.observe(waited)
         last = self.last_seen.get(generation.worker)
         if last is None:
             last = self.last_seen[generation.worker] = LastSeen()
@@ -146,15 +178,15 @@ class FrontendMetrics:
 
     def progressed(self, generation: Generation) -> None:
         """Add up what came since the last time; see `Observer`."""
-        model = self.label(generation.plan.model)
+        of = self.of(generation.plan.model)
         rhythm = generation.rhythm
         counts = rhythm.fold()
         if counts:
-            self.gaps.of(model).add(counts)
+            of.gaps.add_ticks(counts)
         fresh = generation.delivered - rhythm.reported
         if fresh > 0:
             rhythm.reported = generation.delivered
-            self.output_tokens.labels(model).inc(fresh)
+            of.output_tokens.inc(fresh)
 
     def migration_started(self, generation: Generation, error: HoldfastError) -> None:
         """See `Observer`."""
@@ -171,18 +203,18 @@ class FrontendMetrics:
     def ended(self, generation: Generation, ending: Ending) -> None:
         """See `Observer`."""
         self.progressed(generation)
-        model = self.label(generation.plan.model)
-        self.output_lengths.labels(model).observe(ending.completion_tokens)
+        of = self.of(generation.plan.model)
+        of.output_lengths.observe(ending.completion_tokens)
         if ending.state == "done":
-            self.cached.labels(model).observe(ending.cached_tokens)
+            of.cached.observe(ending.cached_tokens)
         rhythm = generation.rhythm
         last = self.last_seen.get(generation.worker)
         if last is not None and rhythm.tokens > 1:
             last.inter_token = (rhythm.last - rhythm.first) / TICKS_PER_SECOND / (rhythm.tokens - 1)
         if ending.moves:
-            self._ended_after_moves(generation, ending, model)
+            self._ended_after_moves(generation, ending, of.name)
         if ending.error is not None and "sequence_length" in ending.error.details:
-            self.migration_too_long.labels(model).inc()
+            self.migration_too_long.labels(of.name).inc()
 
     def _ended_after_moves(self, generation: Generation, ending: Ending, model: str) -> None:
         if ending.join != "none":
@@ -221,4 +253,7 @@ def _now(generation: Generation) -> float:
 
 def _at(generation: Generation, event: str) -> float:
     """Return when an event was noted last."""
-    return next((at for at, name, _ in reversed(generation.timeline) if name == event), 0.0)
+    for at, name, _ in reversed(generation.timeline):
+        if name == event:
+            return at
+    return 0.0

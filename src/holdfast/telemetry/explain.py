@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from holdfast.telemetry.rhythm import TICKS_PER_SECOND
+from holdfast.telemetry.series import TICKS_PER_SECOND
 
 KEPT = 1024
 """Finished requests that are remembered."""

@@ -1,4 +1,4 @@
-"""What a metric is, and the registry that makes `prometheus_client` objects from the catalogue only.
+"""What a metric is, and the registry that makes series from the catalogue only.
 
 A process can feed no metric that the catalogue does not list for it: asking for one raises. Histograms take their
 bounds from the catalogue unless the settings say otherwise.
@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
-import prometheus_client
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import HistogramMetricFamily
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.registry import Collector
 
 from holdfast.base.settings import setting
-from holdfast.telemetry.rhythm import GapHistogram
+from holdfast.telemetry.series import Cells, Histograms
 
+SeriesT = TypeVar("SeriesT", bound=Collector)
 Kind = Literal["counter", "gauge", "histogram"]
 Process = Literal["frontend", "worker", "both"]
 Origin = Literal["seed", "newer", "holdfast"]
@@ -155,35 +154,25 @@ class Registry:
         settings: MetricSettings | None = None,
     ):
         settings = settings or MetricSettings()
-        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         self._metrics: Mapping[str, Metric] = {m.name: m for m in catalogue if m.process in (process, "both")}
         self._bounds = settings.bounds()
         self._prefix = settings.metrics_prefix.rstrip("_") or FRONTEND_PREFIX
 
-    def counter(self, name: str) -> Counter:
+    def counter(self, name: str) -> Cells:
         """Return a new counter. Raises KeyError when the catalogue has no such counter for this process."""
         metric = self._find(name, "counter")
-        return Counter(self._exposed(metric), metric.help, metric.labels, registry=self.registry)
+        return self._registered(Cells(self._exposed(metric), metric.help, metric.labels, counter=True))
 
-    def gauge(self, name: str) -> Gauge:
+    def gauge(self, name: str) -> Cells:
         """Return a new gauge. Raises KeyError when the catalogue has no such gauge for this process."""
         metric = self._find(name, "gauge")
-        return Gauge(self._exposed(metric), metric.help, metric.labels, registry=self.registry)
+        return self._registered(Cells(self._exposed(metric), metric.help, metric.labels, counter=False))
 
-    def histogram(self, name: str) -> Histogram:
+    def histogram(self, name: str) -> Histograms:
         """Return a new histogram. Raises KeyError when the catalogue has no such histogram for this process."""
         metric = self._find(name, "histogram")
-        return Histogram(
-            self._exposed(metric), metric.help, metric.labels, registry=self.registry, buckets=self.bounds(name)
-        )
-
-    def gaps(self, name: str) -> GapCollector:
-        """Return a new histogram that is fed by folds instead of single values, by model."""
-        metric = self._find(name, "histogram")
-        collector = GapCollector(self._exposed(metric), metric, self.bounds(name))
-        self.registry.register(collector)
-        return collector
+        return self._registered(Histograms(self._exposed(metric), metric.help, metric.labels, self.bounds(name)))
 
     def bounds(self, name: str) -> tuple[float, ...]:
         """Return the upper bounds of a histogram's buckets, without infinity."""
@@ -192,6 +181,10 @@ class Registry:
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _registered(self, series: SeriesT) -> SeriesT:
+        self.registry.register(series)
+        return series
 
     def _find(self, name: str, kind: Kind) -> Metric:
         metric = self._metrics[name]
@@ -203,35 +196,6 @@ class Registry:
         if self._prefix != FRONTEND_PREFIX and metric.name.startswith(f"{FRONTEND_PREFIX}_"):
             return self._prefix + metric.name.removeprefix(FRONTEND_PREFIX)
         return metric.name
-
-
-class GapCollector(Collector):
-    """A histogram by model whose buckets are plain lists until they are scraped."""
-
-    def __init__(self, name: str, metric: Metric, bounds: tuple[float, ...]):
-        self._name = name
-        self._metric = metric
-        self._bounds = bounds
-        self._models: dict[str, GapHistogram] = {}
-
-    def of(self, model: str) -> GapHistogram:
-        """Return the buckets of a model."""
-        found = self._models.get(model)
-        if found is None:
-            found = self._models[model] = GapHistogram(self._bounds)
-        return found
-
-    def collect(self) -> Iterable[HistogramMetricFamily]:
-        """Return the present state (called by the registry)."""
-        family = HistogramMetricFamily(self._name, self._metric.help, labels=self._metric.labels)
-        names = [str(bound) for bound in self._bounds] + ["+Inf"]
-        for model, gaps in self._models.items():
-            running, buckets = 0, []
-            for name, count in zip(names, gaps.counts, strict=True):
-                running += count
-                buckets.append((name, float(running)))
-            family.add_metric([model], buckets, gaps.sum)
-        return [family]
 
 
 class LabelValues:

@@ -8,13 +8,13 @@ Must never allocate per token, and never keep more than what came since the last
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from operator import sub
 
-TICKS_PER_SECOND = 10_000
-NS_PER_TICK = 100_000
+from holdfast.telemetry.series import TICKS_PER_SECOND
+
+NS_PER_TICK = 10**9 // TICKS_PER_SECOND
 LONGEST_KEPT = 3
 """Longest gaps that are remembered, with the token that they came before."""
 
@@ -85,26 +85,3 @@ class Rhythm:
             index = self.tokens + position - (1 if self._folded else 0)
             index += sum(n - 1 for at, n in self._bursts if at < position)
             self.longest = sorted([*self.longest, (longest, index)], reverse=True)[:LONGEST_KEPT]
-
-
-class GapHistogram:
-    """Buckets of inter-token latencies, fed by folds; a plain list until somebody looks.
-
-    Args:
-        bounds: upper bounds in seconds, rising.
-    """
-
-    def __init__(self, bounds: Sequence[float]):
-        self._bounds = [bound * TICKS_PER_SECOND for bound in bounds]
-        self.counts = [0] * (len(bounds) + 1)
-        """Not cumulative; the last one is beyond all bounds."""
-        self.sum = 0.0
-        """Seconds."""
-
-    def add(self, counts: Counter[int]) -> None:
-        """Take one fold's gaps."""
-        total = 0
-        for gap, count in counts.items():
-            self.counts[bisect_left(self._bounds, gap)] += count
-            total += gap * count
-        self.sum += total / TICKS_PER_SECOND

@@ -60,13 +60,13 @@ class Calls:
         self._request_bytes = r.counter("dynamo_component_request_bytes_total").labels(*where)
         self._response_bytes = r.counter("dynamo_component_response_bytes_total").labels(*where)
         self._inflight = r.gauge("dynamo_component_inflight_requests").labels(*where)
-        self._active = r.gauge("dynamo_work_handler_pool_active_tasks")
+        self._active = r.gauge("dynamo_work_handler_pool_active_tasks").labels()
         self._duration = r.histogram("dynamo_component_request_duration_seconds").labels(*where)
         self._errors = r.counter("dynamo_component_errors_total")
         self._cancellations = r.counter("dynamo_component_cancellation_total").labels(*where)
         self._refusals = r.counter("holdfast_worker_refusals_total")
-        self._rejected = r.counter("dynamo_work_handler_enqueue_rejected_total")
-        self._first_response = r.histogram("dynamo_work_handler_time_to_first_response_seconds")
+        self._rejected = r.counter("dynamo_work_handler_enqueue_rejected_total").labels()
+        self._first_response = r.histogram("dynamo_work_handler_time_to_first_response_seconds").labels()
 
     def begin(self, call: IncomingCall, *, canary: bool) -> CallStory:
         """A call has come in."""

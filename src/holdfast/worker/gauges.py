@@ -1,6 +1,6 @@
 """What is read off a worker when somebody scrapes: so that no gauge can drift from the truth.
 
-Rendering may run in a thread of its own: it only reads. Must never ask the engine to do anything.
+Reading is the event loop's; what was read may be rendered in any thread. Must never ask the engine to do anything.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class WorkerGauges:
         self._blocks = r.gauge("dynamo_component_total_blocks").labels(*where)
         self._usage = r.gauge("dynamo_component_gpu_cache_usage_percent").labels(*where)
         self._load_time = r.gauge("dynamo_component_model_load_time_seconds").labels(*where)
-        self._capacity = r.gauge("dynamo_work_handler_pool_capacity")
+        self._capacity = r.gauge("dynamo_work_handler_pool_capacity").labels()
         self._used = r.gauge("holdfast_worker_kv_used_blocks").labels(*where)
         self._running = r.gauge("holdfast_worker_running_sequences").labels(*where)
         self._waiting = r.gauge("holdfast_worker_waiting_sequences").labels(*where)
@@ -53,7 +53,12 @@ class WorkerGauges:
         self._load_time.set((self._calls.clock() - self._born) / 1e9)
 
     def render(self) -> bytes:
-        """Return all metrics of the worker as they are now, in Prometheus' text format."""
+        """Return all metrics of the worker as they are now, in Prometheus' text format; on the event loop."""
+        self.refresh()
+        return self._calls.registry.render()
+
+    def refresh(self) -> None:
+        """Read everything off the engine; on the event loop, which owns what is read."""
         progress, load = self._host.measure()
         self._uptime.set((self._calls.clock() - self._born) / 1e9)
         self._blocks.set(load.kv_total_blocks)
@@ -72,4 +77,3 @@ class WorkerGauges:
         for counter, total, told in zip(self._counters, now, self._told, strict=True):
             counter.inc(max(0, total - told))
         self._told = now
-        return self._calls.registry.render()

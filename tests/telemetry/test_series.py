@@ -1,0 +1,66 @@
+"""Series speak Prometheus exactly as its own library does, and hand out the same child every time."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import prometheus_client as reference
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+
+from holdfast.telemetry.series import TICKS_PER_SECOND, Buckets, Cells, Histograms
+
+BOUNDS = (0.001, 0.01, 0.1, 1.0, 5.0)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 10) | st.sampled_from(BOUNDS)), max_size=30),
+    st.integers(0, 5),
+)
+def test_what_is_exposed_is_what_the_library_would_expose(seen: list[tuple[str, float]], unlabelled: int) -> None:
+    reference.disable_created_metrics()
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    counter, gauge = Cells("c_total", "C.", ("who",), counter=True), Cells("g", "G.", (), counter=False)
+    histogram = Histograms("h_seconds", "H.", ("who",), BOUNDS)
+    for one in (counter, gauge, histogram):
+        ours.register(one)
+    their_counter = reference.Counter("c_total", "C.", ("who",), registry=theirs)
+    their_gauge = reference.Gauge("g", "G.", registry=theirs)
+    their_histogram = reference.Histogram("h_seconds", "H.", ("who",), registry=theirs, buckets=BOUNDS)
+    for who, value in seen:
+        for series in (counter, their_counter):
+            series.labels(who).inc(value)
+        for each in (histogram, their_histogram):
+            each.labels(who).observe(value)
+    gauge.labels().set(unlabelled)
+    their_gauge.set(unlabelled)
+    assert generate_latest(ours) == generate_latest(theirs)
+
+
+def test_children_are_found_again_and_wrong_labels_are_refused() -> None:
+    cells = Cells("c_total", "C.", ("a", "b"), counter=True)
+    assert cells.labels("x", "y") is cells.labels("x", "y")
+    with pytest.raises(ValueError, match="labels"):
+        cells.labels("x")
+
+
+def test_a_gauge_returns_however_its_block_ends() -> None:
+    cell = Cells("g", "G.", (), counter=False).labels()
+
+    def failing() -> None:
+        with cell:
+            assert cell.value == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        failing()
+    assert cell.value == 0
+
+
+def test_ticks_count_into_the_bucket_whose_bound_they_do_not_exceed() -> None:
+    buckets = Buckets((0.001, 0.01, 0.1))
+    buckets.add_ticks(Counter({0: 2, 10: 1, 11: 4, 1000: 1, 1001: 5}))
+    assert buckets.counts == [3, 4, 1, 5]
+    assert buckets.sum * TICKS_PER_SECOND == pytest.approx(10 + 44 + 1000 + 5005)
