@@ -15,7 +15,7 @@ import signal
 import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 
@@ -118,11 +118,26 @@ async def running(root: Path) -> AsyncIterator[Stack]:
     webhook = Webhook()
     stack = Stack(root, webhook)
     configure(stack)
+    await webhook.start()
+    with (root / "stack.log").open("w") as log:
+        started = _start(stack, log)
+        try:
+            await _ready(stack, started)
+            yield stack
+        finally:
+            await stack.http.aclose()
+            webhook.close()
+            await asyncio.to_thread(_stop, started)
+
+
+def _start(stack: Stack, log: IO[str]) -> list[subprocess.Popen[bytes]]:
+    root = stack.root
     prometheus = (
         binary("prometheus"),
         f"--config.file={root}/prometheus.yml",
         f"--storage.tsdb.path={root}/data",
         f"--web.listen-address={HOST}:{stack.port}",
+        "--rules.alert.resend-delay=2s",  # Alertmanager may be the last to be ready
         "--log.level=warn",
     )
     alertmanager = (
@@ -133,16 +148,7 @@ async def running(root: Path) -> AsyncIterator[Stack]:
         "--cluster.listen-address=",
         "--log.level=warn",
     )
-    await webhook.start()
-    with (root / "stack.log").open("w") as log:
-        started = [subprocess.Popen(argv, stdout=log, stderr=log, cwd=root) for argv in (prometheus, alertmanager)]
-        try:
-            await _ready(stack, started)
-            yield stack
-        finally:
-            await stack.http.aclose()
-            webhook.close()
-            await asyncio.to_thread(_stop, started)
+    return [subprocess.Popen(argv, stdout=log, stderr=log, cwd=root) for argv in (prometheus, alertmanager)]
 
 
 async def _ready(stack: Stack, started: list[subprocess.Popen[bytes]]) -> None:

@@ -24,12 +24,13 @@ from tests.observability.binaries import HERE, ROOT, check
 from tests.observability.stack import Stack, running
 
 sys.path.insert(0, str(ROOT / "tools"))
-import dashboards  # noqa: E402  a script of tools/, which is no package
+import dashboards
 
 pytestmark = [pytest.mark.operations, pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
 AWAY = RestartPolicy(first_delay=8.0, next_delay=8.0, factor=1.0, intensity=1000)
 """A killed worker stays away long enough to be missed."""
+CANARIES = {"DYN_HEALTH_CHECK_ENABLED": "true", "DYN_CANARY_WAIT_TIME": "1", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT": "2"}
 ALL = {"instance": ".*", "model": ".*", "worker": ".*", "__rate_interval": "1m"}
 
 
@@ -42,7 +43,8 @@ class Fleet(NamedTuple):
 async def fleet(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Fleet]:
     """Two mock workers and a frontend, found through discovery by targets.py, watched by the committed rules."""
     root = tmp_path_factory.mktemp("operations")
-    async with running(root) as stack, cluster(tmp_path_factory.mktemp("fleet"), restart=AWAY) as found:
+    home = tmp_path_factory.mktemp("fleet")
+    async with running(root) as stack, cluster(home, restart=AWAY, env=CANARIES) as found:
         with followed(found, root):
             await until(lambda: scraped(stack), "every target is scraped")
             yield Fleet(found, stack)
@@ -116,6 +118,18 @@ def queries() -> list[tuple[str, bool, str]]:
     return found
 
 
+async def test_a_healthy_fleet_is_quiet(fleet: Fleet) -> None:
+    """Although every ``for:`` is a second here. A slow event loop is left out: the machine may be that busy."""
+    await asyncio.gather(*(ask(fleet) for _ in range(4)))
+
+    async def quiet() -> bool:
+        seen = await fleet.stack.value("sum(dynamo_frontend_requests_total)") == 4
+        firing = await fleet.stack.query('count by (alertname) (ALERTS{alertname!="HoldfastFrontendSlow"})')
+        return seen and [one["metric"]["alertname"] for one in firing] == ["HoldfastWatchdog"]
+
+    await until(quiet, "only the watchdog fires")
+
+
 async def test_metrics_are_well_formed_after_traffic_and_a_move(fleet: Fleet) -> None:
     """Also brings about what the dashboards have to show: answers, a client that left, a worker that died."""
     await asyncio.gather(*(ask(fleet) for _ in range(6)), leave_early(fleet))
@@ -167,6 +181,17 @@ async def test_a_frozen_worker_becomes_a_ticket(fleet: Fleet) -> None:
     assert (ROOT / alert["annotations"]["runbook"]).is_file()
     await fleet.cluster.usable()
     await until(lambda: told(fleet, "/ticket", "resolved", "HoldfastWorkerOut"), "its return is told")
+
+
+async def test_an_engine_that_hangs_while_idle_becomes_a_ticket(fleet: Fleet) -> None:
+    await fleet.cluster.usable()
+    victim = next(iter(await fleet.cluster.instances()))
+    async with fleet.cluster.peer(victim) as worker:
+        await worker.tell("hang")
+        alert = await until(lambda: told(fleet, "/ticket", "firing", "HoldfastCanaryFailing"), "its canaries fail")
+        await worker.tell("unhang")
+    assert alert["labels"]["worker_id"] == victim
+    await until(lambda: told(fleet, "/ticket", "resolved", "HoldfastCanaryFailing"), "its return is told")
 
 
 async def test_killing_all_workers_calls_the_pager_and_their_return_is_told(fleet: Fleet) -> None:
