@@ -100,7 +100,7 @@ class WorkerProcess:
             engine, limit=config.engine_request_limit, on_dead=lambda _: self._end(), calls=self.calls
         )
         self.gauges = WorkerGauges(self.calls, self.host, lambda: self.vitals.state)
-        self.vitals = Vitals(config, self.host, self.instance, self.gauges.render)
+        self.vitals = Vitals(config, self.host, self.instance, self.calls.registry.render, self.gauges.refresh)
         self.server = WorkerServer(
             self.instance,
             self.epoch,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -43,9 +44,17 @@ class Vitals:
         host: hosts the engine.
         instance: this worker's id.
         metrics: renders what ``/metrics`` shows; None: nothing.
+        refresh: called on the event loop before that, see `StatusServer`.
     """
 
-    def __init__(self, config: WorkerConfig, host: EngineHost, instance: str, metrics: Metrics | None = None):
+    def __init__(
+        self,
+        config: WorkerConfig,
+        host: EngineHost,
+        instance: str,
+        metrics: Metrics | None = None,
+        refresh: Callable[[], None] | None = None,
+    ):
         self._config = config
         self._host = host
         self._instance = instance
@@ -62,7 +71,7 @@ class Vitals:
             canary=health.health_check_enabled,
             on_change=self._verdict_changed,
         )
-        self.status = StatusServer(config.system, metrics=metrics, more=self._facts)
+        self.status = StatusServer(config.system, metrics=metrics, refresh=refresh, more=self._facts)
         self.watch = EngineWatch(host.engine, host.die, health)
         self.canary: Canary
 
