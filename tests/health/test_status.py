@@ -81,6 +81,25 @@ async def test_the_documented_shape() -> None:
         assert (status, body["error"]["message"].split(".")[0]) == (404, "Route not found")
 
 
+async def test_a_verdict_that_is_asked_for_on_every_heartbeat() -> None:
+    workers = 0
+
+    def judge() -> Verdict:
+        return Verdict(workers > 0, {}, () if workers else ("no usable worker serves any model",))
+
+    server = StatusServer(SystemConfig(system_port=0), judge=judge)
+    server.start()
+    try:
+        status, body = await ask(server, "/health")
+        assert (status, body["reasons"]) == (503, ["no usable worker serves any model"])
+        workers = 1
+        async with asyncio.timeout(1):
+            while (await ask(server, "/health"))[0] != 200:
+                await asyncio.sleep(0.01)
+    finally:
+        server.close()
+
+
 async def test_paths_by_settings_and_no_metadata_yet() -> None:
     async with serving(system_health_path="/healthz", system_live_path="/livez") as server:
         assert (await ask(server, "/livez"))[0] == 200

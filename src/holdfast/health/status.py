@@ -63,6 +63,7 @@ class StatusServer:
         refresh: brings gauges up to date before they are rendered; called on the event loop, and not waited for
             when that is stuck.
         more: called on every heartbeat, on the event loop: the further facts of the board.
+        judge: called on every heartbeat, on the event loop: the verdict; None: `post` brings it.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class StatusServer:
         metrics: Metrics | None = None,
         refresh: Callable[[], None] | None = None,
         more: Callable[[], dict[str, Any]] = dict,
+        judge: Callable[[], Verdict] | None = None,
     ):
         self.address = ""
         """``host:port`` once started; empty: switched off."""
@@ -81,6 +83,7 @@ class StatusServer:
         self._refresh = refresh
         self._loop: asyncio.AbstractEventLoop | None = None
         self._more = more
+        self._judge = judge
         self._board = Board(Verdict(config.system_starting_health_status == "ready", {}, ()))
         self._beats = 0
         self._armed = False
@@ -146,7 +149,7 @@ class StatusServer:
     def _beat(self) -> None:
         self._beats += 1
         try:
-            self.post(self._board.verdict)
+            self.post(self._board.verdict if self._judge is None else self._judge())
         except Exception:
             log.exception("the facts for the status server could not be gathered; it shows the last ones")
         self._timer = asyncio.get_running_loop().call_later(BEAT_SECONDS, self._beat)
