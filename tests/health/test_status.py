@@ -94,7 +94,7 @@ async def test_a_verdict_that_is_asked_for_on_every_heartbeat() -> None:
         assert (status, body["reasons"]) == (503, ["no usable worker serves any model"])
         workers = 1
         async with asyncio.timeout(1):
-            while (await ask(server, "/health"))[0] != 200:
+            while (await ask(server, "/health"))[0] != 200:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
     finally:
         server.close()
