@@ -2,7 +2,8 @@
 
 Follows the pool: when a worker with a new model becomes usable, its files are fetched over the wire, verified
 by content hash and loaded in the background, so that the first request does not wait. A model stays known after
-its last worker has left: requests then wait for a replacement instead of being told that it never existed.
+its last worker has left: requests then wait for a replacement instead of being told that it never existed. One that
+comes back with other files is loaded anew, and not spoken with the old ones for a moment.
 
 Must never choose workers for requests.
 """
@@ -11,22 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from holdfast.base.errors import HoldfastError, ModelNotFound, NoWorkers, TransportFault
-from holdfast.models.card import Artifact, ModelCard
+from holdfast.base.errors import HoldfastError, ModelNotFound, NoWorkers
+from holdfast.frontend.artifacts import fetch_into
+from holdfast.models.card import Artifact, ModelCard, disagreement
 from holdfast.models.store import ArtifactStore
+from holdfast.runtime.notices import PoolEvent
 from holdfast.runtime.pool import Worker, WorkerPool
-from holdfast.runtime.streams import Logprobs, StreamHandle
 from holdfast.text.model import TextModel, load_text, missing
-from holdfast.wire.frames import OpenHeaders
 
 log = logging.getLogger(__name__)
 
-FETCH_TIMEOUT = 20.0
-"""Seconds for one file from one worker."""
+RETRY = 1.0
+"""Seconds between attempts to load a model."""
 
 
 class ServedModel:
@@ -41,43 +41,6 @@ class ServedModel:
         """The model's generation config."""
 
 
-class _Fetch:
-    """Collects one file; a `StreamHandler`."""
-
-    def __init__(self) -> None:
-        self.done: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._parts: list[bytes] = []
-
-    def on_accept(self) -> None:
-        """See `StreamHandler`."""
-
-    def on_tokens(self, index: int, tokens: Sequence[int], logprobs: Logprobs | None) -> None:
-        """See `StreamHandler`."""
-
-    def on_data(self, index: int, payload: bytes) -> None:  # noqa: ARG002 - the protocol's signature
-        """See `StreamHandler`."""
-        self._parts.append(bytes(payload))
-
-    def on_refuse(self, error: HoldfastError) -> None:
-        """See `StreamHandler`."""
-        self._fail(error)
-
-    def on_end(self, finish: str, error: HoldfastError | None, cached_tokens: int) -> None:  # noqa: ARG002 - as above
-        """See `StreamHandler`."""
-        if error is not None:
-            self._fail(error)
-        elif not self.done.done():
-            self.done.set_result(b"".join(self._parts))
-
-    def on_broken(self, error: HoldfastError) -> None:
-        """See `StreamHandler`."""
-        self._fail(error)
-
-    def _fail(self, error: HoldfastError) -> None:
-        if not self.done.done():
-            self.done.set_exception(error)
-
-
 class ModelRegistry:
     """Call `run` in a task of its own; it loads models as they appear."""
 
@@ -85,24 +48,48 @@ class ModelRegistry:
         self._pool = pool
         self._store = store
         self._served: dict[str, ServedModel] = {}
+        self._loading: set[str] = set()
         self._problems: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._loaded = asyncio.Event()
 
     async def run(self) -> None:
         """Load models until cancelled."""
-        unsubscribe = self._pool.subscribe(lambda _kind, _worker: self._changed.set())
+        unsubscribe = self._pool.subscribe(self._on_event)
         try:
-            while True:
-                self._changed.clear()
-                for name in self._missing():
-                    await self._load(name)
-                try:
-                    await asyncio.wait_for(self._changed.wait(), 1.0 if self._missing() else None)
-                except TimeoutError:
-                    continue
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    self._changed.clear()
+                    self._compare()
+                    wanted = self._missing()
+                    for name in wanted:
+                        if name not in self._loading:
+                            self._loading.add(name)
+                            tasks.create_task(self._load(name))
+                    try:
+                        await asyncio.wait_for(self._changed.wait(), RETRY if wanted else None)
+                    except TimeoutError:
+                        continue
         finally:
             unsubscribe()
+
+    def _on_event(self, event: PoolEvent, _worker: Worker) -> None:
+        if event != "pong":
+            self._compare()
+            self._changed.set()
+
+    def _compare(self) -> None:
+        """Take over what workers say anew about themselves; a model with other files is not served before they came."""
+        for name, cards in self._pool.models().items():
+            served = self._served.get(name)
+            if served is None or served.card == cards[0]:
+                continue
+            field = disagreement(served.card, cards[0])
+            if field is None:
+                self._served[name] = ServedModel(cards[0], served.text, served.defaults)
+            else:
+                log.warning("model %s came back with another %s; loading it anew", name, field)
+                del self._served[name]
 
     async def get(self, name: str, wait: float = 10.0) -> ServedModel:
         """Return a model by name or alias.
@@ -135,8 +122,9 @@ class ModelRegistry:
         return served
 
     def served(self) -> dict[str, ServedModel]:
-        """Return the loaded models by name, aliases included."""
-        return self._served
+        """Return the loaded models by name, aliases included; those removed on purpose are not among them."""
+        known = self._pool.models()
+        return {name: model for name, model in self._served.items() if name in known}
 
     def file(self, artifact: Artifact) -> bytes:
         """Return a file of a served model.
@@ -159,7 +147,7 @@ class ModelRegistry:
             if card is None:
                 return
             for artifact in missing(card, self._store):
-                await self._fetch(artifact, workers)
+                await fetch_into(self._store, artifact, workers)
             text = await asyncio.get_running_loop().run_in_executor(None, self._read, card)
         except HoldfastError as error:
             self._problem(name, error.message)
@@ -169,8 +157,11 @@ class ModelRegistry:
         else:
             self._problems.pop(name, None)
             self._served[name] = ServedModel(card, text, dict(text.generation_config))
+            self._compare()
             self._loaded.set()
             log.info("model %s can be served (context %d tokens, %s)", name, card.context_length, card.engine)
+        finally:
+            self._loading.discard(name)
 
     def _problem(self, name: str, message: str) -> None:
         if self._problems.get(name) != message:
@@ -184,25 +175,3 @@ class ModelRegistry:
             raise NoWorkers("its files vanished from the cache; they are fetched again")
         text.warm()
         return text
-
-    async def _fetch(self, artifact: Artifact, workers: Sequence[Worker]) -> None:
-        problem: HoldfastError = NoWorkers("no usable worker has it")
-        for worker in workers:
-            fetch = _Fetch()
-            handle: StreamHandle | None = None
-            try:
-                async with asyncio.timeout(FETCH_TIMEOUT):
-                    headers = OpenHeaders(request_id="artifact")
-                    handle = await worker.open_bulk("artifact", headers, artifact.sha256.encode(), fetch)
-                    data = await fetch.done
-                if self._store.accept(artifact, data):
-                    return
-                problem = TransportFault(f"worker {worker.instance} sent something else than {artifact.sha256[:12]}")
-            except TimeoutError:
-                problem = TransportFault(f"worker {worker.instance} did not send it within {FETCH_TIMEOUT:g} s")
-            except HoldfastError as error:
-                problem = error
-            finally:
-                if handle is not None:
-                    handle.kill("done")
-        raise problem
