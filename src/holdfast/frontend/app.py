@@ -71,6 +71,12 @@ class Frontend:
         """Whether new requests are turned away."""
         return self.stage != "serving"
 
+    @property
+    def ready(self) -> bool:
+        """Whether every model that is known can be served, and there is one."""
+        known, served = self.pool.models(), self.registry.served()
+        return bool(known) and all(name in served and self.pool.usable(name) for name in known)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         route = self._hot.get((scope["method"], scope["path"]))

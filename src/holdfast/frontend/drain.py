@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL = 0.01
+_SETTLE = 0.1
+"""Seconds for connections that were accepted at the last moment to appear."""
 _SHARE = 0.5
 """Of the grace, which clients that hold connections may use at most: what they ask then has to end as well."""
 
@@ -80,9 +82,13 @@ class Drain:
         self._frontend.turn_away()
         self._server.retire()
         # in both loops: connections and requests are counted by others and have no event
-        while self._server.connections and loop.time() < began + self._weaning:  # noqa: ASYNC110
+        while loop.time() < began + self._patience():  # noqa: ASYNC110
             await asyncio.sleep(_POLL)
         self._frontend.generate.weaning = False
         self._server.close_idle()
         while self._frontend.generate.in_hand and loop.time() < began + self._grace:  # noqa: ASYNC110
             await asyncio.sleep(_POLL)
+
+    def _patience(self) -> float:
+        """Return for how long those who hold connections are served, seconds from the beginning."""
+        return self._weaning if self._server.connections else min(self._weaning, _SETTLE)

@@ -63,6 +63,8 @@ class HttpProtocol(HttpToolsProtocol):
     """See the module; `protocol_class` sets the bounds."""
 
     bounds: Bounds = Bounds()
+    shared = False
+    """It came through a listener that is closed before this frontend drains: whoever is here could not know."""
 
     watcher: ClientWire | None = None
     """Who is told what happens to the client, while its answer is on its way."""
@@ -104,7 +106,7 @@ class HttpProtocol(HttpToolsProtocol):
                 f"This frontend has {bounds.max_connections} connections, its limit (DYN_HTTP_MAX_CONNECTIONS).",
             )
             return
-        self._late = bounds.leaving
+        self._late = bounds.leaving and not self.shared
         self._watch(bounds.head_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:

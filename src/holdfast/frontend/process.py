@@ -10,6 +10,7 @@ import contextlib
 import gc
 import logging
 import random
+import socket
 import time
 
 import uvloop
@@ -21,7 +22,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.drain import Drain
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
-from holdfast.frontend.server import inherited, listen, make_server
+from holdfast.frontend.server import Server, inherited, listen, make_server
 from holdfast.frontend.sharing import SharedThresholds
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
@@ -42,6 +43,11 @@ EXIT_CUT = 3
 """Some streams had to be ended when the grace period was over."""
 
 
+JOIN_SECONDS = 10.0
+"""A frontend that shares a port takes connections after this, even if it has found no worker yet."""
+_JOIN_POLL = 0.01
+
+
 def run(config: FrontendConfig) -> int:
     """Run a frontend until it is told to stop; returns the exit code."""
     return uvloop.run(serve(config))
@@ -55,7 +61,7 @@ async def serve(config: FrontendConfig) -> int:
     """
     rng = random.SystemRandom()
     own = listen(config.http_host, config.http_port, reuse_port=config.http_reuse_port)
-    shared_sockets = [inherited(config.http_listen_fd)] if config.http_listen_fd >= 0 else []
+    common = inherited(config.http_listen_fd) if config.http_listen_fd >= 0 else None
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
     caller = draw_instance_id(rng)
@@ -83,7 +89,6 @@ async def serve(config: FrontendConfig) -> int:
     shared = SharedThresholds(services.thresholds, discovery, config.namespace, rng)
     frontend.thresholds_changed = shared.changed
     server = make_server(frontend, config)
-    server.shared = len(shared_sockets) + config.http_reuse_port
     try:
         await pool.start()
         async with asyncio.TaskGroup() as group:
@@ -93,10 +98,11 @@ async def serve(config: FrontendConfig) -> int:
             stopping = group.create_task(Drain(frontend, server, config).on_signals())
             gc.collect()
             gc.freeze()
-            for sock in (*shared_sockets, own):
-                host, port = sock.getsockname()[:2]
-                log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
-            await server.serve(sockets=[*shared_sockets, own])
+            joining = group.create_task(_join(frontend, server, own if config.http_reuse_port else common))
+            host, port = own.getsockname()[:2]
+            log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
+            await server.serve(sockets=[own] if not config.http_reuse_port else [])
+            joining.cancel()
             loading.cancel()
             sharing.cancel()
             looking.cancel()
@@ -108,3 +114,20 @@ async def serve(config: FrontendConfig) -> int:
             await pool.close()
         await discovery.close()
     return EXIT_CUT if frontend.cut else EXIT_CLEAN
+
+
+async def _join(frontend: Frontend, server: Server, sock: socket.socket | None) -> None:
+    """Accept from a port that other frontends share, once what discovery lists can be served here too.
+
+    Until then clients are better off with the others. After a while it joins all the same: if nothing can be served
+    anywhere, clients shall be told so.
+    """
+    if sock is None:
+        return
+    loop = asyncio.get_running_loop()
+    until = loop.time() + JOIN_SECONDS
+    while not (server.started and (frontend.ready or loop.time() >= until)):  # noqa: ASYNC110  rooms below have no event
+        await asyncio.sleep(_JOIN_POLL)
+    await server.accept_on(sock)
+    host, port = sock.getsockname()[:2]
+    log.info("frontend takes connections from the shared port http://%s:%d", host, port)

@@ -5,6 +5,7 @@ Must never know routes.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
@@ -31,8 +32,8 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, bounds: Bounds):
         super().__init__(config)
         self._bounds = bounds
-        self.shared = 0
-        """How many of the first sockets it is given are shared with other frontends."""
+        self.sharing: list[asyncio.Server] = []
+        """Listeners that other frontends accept from as well."""
 
     @property
     def connections(self) -> int:
@@ -42,8 +43,19 @@ class Server(uvicorn.Server):
     def retire(self) -> None:
         """Leave new connections to those who share the port; every answer is the last one on its connection."""
         self._bounds.leaving = True
-        for server in self.servers[: self.shared]:
+        for server in self.sharing:
             server.close()
+
+    async def accept_on(self, sock: socket.socket) -> None:
+        """Take connections from another listening socket as well, shared with other frontends; once it has started."""
+        protocol: Any = type("SharedHttpProtocol", (self.config.http_protocol_class,), {"shared": True})
+        server = await asyncio.get_running_loop().create_server(
+            lambda: protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
+            sock=sock,
+            backlog=self.config.backlog,
+        )
+        self.servers.append(server)
+        self.sharing.append(server)
 
     def close_idle(self) -> None:
         """Close connections without a request, and the others after their present one."""
@@ -74,7 +86,10 @@ def inherited(descriptor: int) -> socket.socket:
 
 
 def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Return a bound socket, which others on this machine may bind as well when ``reuse_port`` says so.
+    """Return a listening socket; with ``reuse_port`` one that is only bound, as others on this machine may do.
+
+    A socket that shares its port does not listen before somebody accepts from it: the kernel would give it
+    connections that others could serve.
 
     Raises:
         Conflict: the port is taken or the address is not ours; the message says what to do.
@@ -86,7 +101,8 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         sock.bind((host, port))
-        sock.listen(BACKLOG)
+        if not reuse_port:
+            sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
         raise Conflict(
