@@ -264,17 +264,20 @@ class Load(NamedTuple):
     """What one offered load led to."""
 
     goodput: float
-    latency: float
-    """95th percentile of those served, in seconds."""
+    median: float
+    """Latency of those served, in seconds."""
+    p95: float
 
 
 TOKENS_EACH = 20
 STEP = 0.02
 CAPACITY = 2 * SEATS / (TOKENS_EACH * STEP)
 """Requests a second that two workers can serve, by construction."""
+WORDS = "%07d " + "abc " * 30
+"""A prompt of 7 blocks, 8 or 9 in the end: one is under the threshold of 10, two are over it."""
 GUARDS: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
     "worker limit": ({"DYN_ENGINE_REQUEST_LIMIT": str(SEATS)}, ()),
-    "threshold": ({}, ("--active-decode-blocks-threshold", str(9 / 128))),
+    "threshold": ({}, ("--active-decode-blocks-threshold", str(10 / 128))),
     "queue": ({"DYN_ENGINE_REQUEST_LIMIT": str(SEATS)}, ("--admission-queue-limit", "2")),
 }
 
@@ -287,7 +290,7 @@ async def offer(up: Cluster, rate: float, seconds: float) -> Load:
 
     async def one(number: int) -> None:
         at = loop.time()
-        answer = await ask(up, f"{number} " + f"word{number} " * 20, TOKENS_EACH)
+        answer = await ask(up, WORDS % number, TOKENS_EACH)
         assert answer.status_code in (200, 503), answer.text
         if answer.status_code == 200:
             served.append((loop.time(), loop.time() - at))
@@ -297,31 +300,34 @@ async def offer(up: Cluster, rate: float, seconds: float) -> Load:
             await asyncio.sleep(max(0.0, began + number / rate - loop.time()))
             group.create_task(one(number + int(rate * 1e6)))
     counted = [took for at, took in served if seconds / 5 <= at - began <= seconds]
-    return Load(len(counted) / (seconds * 0.8), statistics.quantiles(counted, n=20)[-1])
+    return Load(len(counted) / (seconds * 0.8), statistics.median(counted), statistics.quantiles(counted, n=20)[-1])
 
 
-async def goodput_holds(tmp_path: Path, guard: str, seconds: float, loads: tuple[float, ...]) -> None:
+async def goodput_holds(tmp_path: Path, guard: str, seconds: float, loads: tuple[float, ...], held: float) -> None:
     env, frontend = GUARDS[guard]
     engine = (*NARROW[:2], "--mock-step-ms", str(STEP * 1000), *NARROW[4:])
     async with cluster(tmp_path, engine=engine, env=env, frontend=frontend) as up:
         await offer(up, CAPACITY / 2, 1.0)
         results = {load: await offer(up, CAPACITY * load, seconds) for load in loads}
         for load, result in results.items():
-            print(f"{guard}: offered {load:g}x: {result.goodput:.1f}/s, p95 {result.latency * 1000:.0f} ms")
+            print(
+                f"{guard}: offered {load:g}x: {result.goodput:.1f}/s, p50 {result.median * 1000:.0f}, p95 {result.p95 * 1000:.0f} ms"
+            )
         peak = max(result.goodput for result in results.values())
-        assert results[5.0].goodput >= 0.9 * peak
+        assert results[5.0].goodput >= held * peak
         assert results[5.0].goodput >= 0.7 * CAPACITY
-        patience = 2 / CAPACITY if guard == "queue" else 0.0
-        assert results[5.0].latency <= 1.3 * TOKENS_EACH * STEP + 0.15 + patience
+        rounds = 2 if guard == "queue" else 1  # a place in the queue is worth a wait of one request at most
+        assert results[5.0].median <= 1.3 * rounds * TOKENS_EACH * STEP + 0.1
         await up.at_rest()
 
 
 @pytest.mark.parametrize("guard", GUARDS)
 async def test_goodput_holds_under_five_times_the_load(tmp_path: Path, guard: str) -> None:
-    await goodput_holds(tmp_path, guard, 4.0, (1.0, 5.0))
+    """The quick look: some thirty answers are counted, so the bound is coarse."""
+    await goodput_holds(tmp_path, guard, 4.0, (1.0, 5.0), 0.8)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guard", GUARDS)
 async def test_goodput_over_the_whole_range(tmp_path: Path, guard: str) -> None:
-    await goodput_holds(tmp_path, guard, 20.0, (0.5, 1.0, 1.5, 2.0, 3.0, 5.0))
+    await goodput_holds(tmp_path, guard, 20.0, (0.5, 1.0, 1.5, 2.0, 3.0, 5.0), 0.9)

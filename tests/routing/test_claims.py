@@ -66,6 +66,16 @@ def test_what_ends_between_pongs_is_taken_off_again() -> None:
     assert ledger.held() == 0
 
 
+def test_one_that_was_computed_before_the_pong_is_taken_off_with_all_that_it_grew_to() -> None:
+    ledger, worker = Ledger(), Worker()
+    claim = ledger.take(worker, 30, BLOCK)
+    claim.sent(1)
+    claim.computed()
+    worker.say(last_open=1, used=4)
+    claim.release(60)
+    assert load(ledger, worker) == RankLoad(0, 100, 0)
+
+
 def test_ranks() -> None:
     ledger, worker = Ledger(), Worker()
     worker.say(

@@ -99,6 +99,7 @@ class Driver:
             finally:
                 attempt.kill("superseded")
         finally:
+            self.need.tokens = plan.prompt_length + self._generation.count
             placement.release(self.need, placed, worked=attempt is not None and attempt.accepted)
         if error is not None and self._generation.ended is None:
             await self._after_failure(attempt, error)

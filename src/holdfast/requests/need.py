@@ -133,10 +133,10 @@ class Placed:
         if self._watch is not None:
             self._watch.end()
 
-    def release(self) -> None:
-        """Give back what was counted."""
+    def release(self, length: int) -> None:
+        """Give back what was counted; ``length``: tokens of the sequence by now."""
         self.lease.release()
-        self.claim.release()
+        self.claim.release(length)
         self.end_trial()
 
 

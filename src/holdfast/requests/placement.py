@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import count
 
-from holdfast.base.errors import CapacityExhausted, NoWorkers
+from holdfast.base.errors import CapacityExhausted, HoldfastError, NoWorkers
 from holdfast.requests.fleet import Pool, ServingWorker
 from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.requests.line import Line
-from holdfast.requests.need import Need, Placed, Watch
+from holdfast.requests.need import ASK_AGAIN, Need, Placed, Watch
 from holdfast.routing.admission import Admission
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.policy import Policy, Wish
@@ -56,6 +56,8 @@ class Placement:
         self._policy = policy
         self._leases = leases
         self._max_waiting = max_waiting
+        self._room_at: dict[tuple[str, int], float] = {}
+        """When a stream ended on a worker (instance, epoch) last."""
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._trials: dict[asyncio.Future[None], tuple[int, int]] = {}
         """Those waiters that wait for a trial; the most suspected has the least value, then the oldest."""
@@ -149,9 +151,10 @@ class Placement:
             placed: what it had.
             worked: whether the worker had accepted it.
         """
-        placed.release()
+        placed.release(need.tokens)
         if worked:
-            self._admission.drain.ended(need.model, asyncio.get_running_loop().time())
+            now = self._room_at[placed.key] = asyncio.get_running_loop().time()
+            self._admission.drain.ended(need.model, now)
         self.line.offer(need.model)
 
     async def _room(self, need: Need, wait: float) -> Placed | None:
@@ -193,7 +196,7 @@ class Placement:
             CapacityExhausted: a new request that nobody has room for, and there is no queue.
         """
         need.full = None
-        refused = {key: error for key, (until, error) in need.refused.items() if until > now} if need.refused else {}
+        refused = self._unwilling(need, now) if need.refused else {}
         if need.promised or (need.party.admitted and need.party.size > 1):
             return self._for_the_promised(need, [w for w in usable if (w.instance, w.epoch) not in refused], now)
         verdict = self._admission.judge(
@@ -203,6 +206,14 @@ class Placement:
         if verdict.decision == "reject" and verdict.error is not None:
             raise need.party.refuse(verdict.error)
         return verdict.free
+
+    def _unwilling(self, need: Need, now: float) -> dict[tuple[str, int], HoldfastError]:
+        """Return those that did not take it lately; where a stream has ended since there is room to ask for."""
+        return {
+            key: error
+            for key, (until, error) in need.refused.items()
+            if until > now and (error.fault != "capacity" or until - ASK_AGAIN >= self._room_at.get(key, 0.0))
+        }
 
     def _for_the_promised(self, need: Need, willing: Sequence[ServingWorker], now: float) -> Sequence[ServingWorker]:
         """Thresholds make them wait for a while, and never turn them away."""
@@ -252,6 +263,8 @@ class Placement:
         )
 
     def _on_pool(self, kind: str, _worker: object) -> None:
+        if kind == "removed":
+            self._room_at.clear()
         if kind != "pong":
             self.wake()
         self.line.offer()

@@ -128,10 +128,12 @@ class Admission:
 
 def _all_refused(model: str, refused: Sequence[HoldfastError]) -> CapacityExhausted:
     last = refused[-1]
+    knob = last.details.get("knob", "")
+    named = "" if knob in last.message else f" ({knob})"
     told: dict[str, Any] = {"layer": "worker", "measured": last.details.get("actual")}
     told |= {key: last.details[key] for key in ("layer", "knob", "threshold", "measured") if key in last.details}
     return WorkerSaturated(
-        f"All {len(refused)} usable workers of model '{model}' are full; the last one said: {last.message}",
+        f"All {len(refused)} usable workers of model '{model}' are full; the last one said: {last.message}{named}",
         retry_after=max((error.retry_after or 0.0) for error in refused),
         workers=len(refused),
         **told,

@@ -68,11 +68,12 @@ class _Account:
 class Claim:
     """One attempt's share of its worker. `sent` when its stream is open, `release` when it is over."""
 
-    __slots__ = ("_account", "blocks", "stream", "tokens")
+    __slots__ = ("_account", "_block_size", "blocks", "stream", "tokens")
 
-    def __init__(self, account: _Account, blocks: int, tokens: int):
+    def __init__(self, account: _Account, block_size: int, tokens: int):
         self._account: _Account | None = account
-        self.blocks = blocks
+        self._block_size = block_size
+        self.blocks = _blocks(tokens, block_size)
         self.tokens = tokens
         """Prompt tokens that the worker still has to compute for it."""
         self.stream = 0
@@ -94,18 +95,24 @@ class Claim:
             account.ended_tokens += self.tokens
         self.tokens = 0
 
-    def release(self) -> None:
-        """Give it back; only the first call counts."""
+    def release(self, length: int = 0) -> None:
+        """Give it back; only the first call counts.
+
+        Args:
+            length: tokens of the sequence at its end, so that the blocks into which it has grown, the one for its next
+                token included, are taken off.
+        """
         account = self._account
         if account is None:
             return
         self.computed()
+        account.look()
         self._account = None
         account.held -= 1
         if self in account.unseen:
             account.forget(self)
         else:
-            account.ended_blocks += self.blocks
+            account.ended_blocks += max(self.blocks, _blocks(length + 1, self._block_size))
 
 
 class Ledger:
@@ -124,7 +131,7 @@ class Ledger:
         """
         account = self._account(worker)
         account.look()
-        claim = Claim(account, _blocks(tokens, block_size), tokens)
+        claim = Claim(account, block_size, tokens)
         account.held += 1
         account.unseen[claim] = None
         account.blocks += claim.blocks
