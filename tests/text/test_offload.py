@@ -173,6 +173,7 @@ OWNER = """
 import asyncio, sys, uvloop
 from holdfast.text.offload import LargeTextPool
 from tests.text.test_offload import NAME, load
+from tests.patience import within
 async def main():
     pool = LargeTextPool()
     await pool.encode(NAME, load, "x")
@@ -217,4 +218,4 @@ async def test_the_loop_stays_responsive(pool: LargeTextPool) -> None:
         lags.append(time.perf_counter() - start)
     assert await jobs[0] == await jobs[1]
     # The very worst may be another process's doing; about 20 ms on two busy cores.
-    assert sorted(lags)[len(lags) * 99 // 100] < 0.1
+    assert sorted(lags)[len(lags) * 99 // 100] < within(0.1)

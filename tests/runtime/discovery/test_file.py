@@ -19,6 +19,7 @@ from holdfast.runtime.discovery.contract import DiscoveryEvent, InstanceRecord
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.discovery.file import FileDiscovery, FileSettings
 from holdfast.runtime.discovery.judge import JudgeSettings
+from tests.patience import within
 
 PARTICIPANT = Path(__file__).with_name("participant.py")
 TTL = 2.0
@@ -90,16 +91,16 @@ async def test_publish_change_withdraw_are_seen_within_150_ms(tmp_path):
         await one.discovery.publish(a_record())
         assert one.sees("me"), "publish returns when the own view shows it"
         await until(lambda: two.sees("me"))
-        assert two.last("me")[0] - start < 0.15
+        assert two.last("me")[0] - start < within(0.15)
         start = time.monotonic()
         await one.discovery.publish(a_record(state="draining"))
         await until(lambda: two.kinds("me") == ["added", "changed"])
-        assert two.last("me")[0] - start < 0.15
+        assert two.last("me")[0] - start < within(0.15)
         start = time.monotonic()
         await one.discovery.withdraw(InstanceId("me"))
         await until(lambda: not two.sees("me"))
         when, event = two.last("me")
-        assert when - start < 0.15
+        assert when - start < within(0.15)
         assert event.purposeful
         assert stat.S_IMODE(root.stat().st_mode) == 0o700
 
@@ -119,7 +120,7 @@ async def test_a_killed_process_is_gone_within_a_second(tmp_path):
         process.kill()
         await until(lambda: not one.sees("w"))
         when, event = one.last("w")
-        assert when - start < 1.0
+        assert when - start < within(1.0)
         assert (event.kind, event.purposeful) == ("removed", False)
         await until(lambda: not list(tmp_path.glob("w.*")))
 
@@ -143,7 +144,7 @@ async def test_a_frozen_process_expires_and_is_back_soon_after_it_thaws(tmp_path
         start = time.monotonic()
         process.send_signal(signal.SIGCONT)
         await until(lambda: one.sees("w"))
-        assert time.monotonic() - start < 1.5
+        assert time.monotonic() - start < within(1.5)
 
 
 async def test_a_busy_loop_does_not_lose_its_lease(tmp_path):
@@ -251,7 +252,7 @@ async def test_idle_cost_is_small(tmp_path):
         await asyncio.sleep(2.0)
         share = (time.process_time() - cpu) / (time.monotonic() - wall)
         print(f"idle: {share:.3%} of one core, watching and renewing 8 records")
-        assert share < 0.02
+        assert share < within(0.02)
 
 
 def test_the_factory_says_what_it_can(tmp_path):
