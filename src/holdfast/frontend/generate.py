@@ -14,7 +14,7 @@ from holdfast.base.errors import Cancelled, CapacityExhausted, HoldfastError, In
 from holdfast.base.ids import RequestId, draw_request_id
 from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
-from holdfast.frontend.body import Receive, Send, read_body
+from holdfast.frontend.body import Bodies, Receive, Send
 from holdfast.frontend.client_wire import ClientWire
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.gate import Gate
@@ -53,7 +53,7 @@ class GenerateRoute:
         self._stories = stories
         self._offload = Offload()
         self._preparer = Preparer(config, registry, self._offload, services.rng)
-        self._limit = config.http_body_limit_mb * 1024 * 1024
+        self._bodies = Bodies(config.http_body_limit_mb * 1024 * 1024)
         self._stall = config.requests.client_stall_timeout
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000, self._stall)
         self._gate = gate
@@ -125,8 +125,11 @@ class GenerateRoute:
         headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
         story.identify(headers)
         self._admit(scope)
-        body = await read_body(receive, self._limit, _content_length(scope))
-        prepared = await self._preparer.prepare(surface, body)
+        body = await self._bodies.read(receive, _content_length(scope))
+        try:
+            prepared = await self._preparer.prepare(surface, body)
+        finally:
+            self._bodies.release(body)
         story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
         plans = self._plans(story, prepared, headers)
         self._check_open()

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from holdfast.base.limits import LARGE_BODY_BYTES
+from holdfast.frontend.body import LargeBody
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.registry import ModelRegistry, ServedModel
@@ -57,6 +58,10 @@ class Prepared(msgspec.Struct, frozen=True):
     new_call_id: Callable[[], str]
 
 
+def _parse(parse: Callable[[bytes], Any], body: bytes | LargeBody) -> Any:
+    return parse(body.join() if isinstance(body, LargeBody) else body)
+
+
 class Preparer:
     """Prepares requests of both surfaces."""
 
@@ -74,17 +79,19 @@ class Preparer:
         self._split_reasoning = config.reasoning_parser != "none"
         self._pool = LargeTextPool()
 
-    async def prepare(self, surface: Surface, body: bytes) -> Prepared:
+    async def prepare(self, surface: Surface, body: bytes | LargeBody) -> Prepared:
         """Return the prepared request.
 
         Raises:
             InvalidRequest: with the field at fault and what to do.
             NoWorkers, CapacityExhausted: it is not the client's fault.
         """
-        large = len(body) > LARGE_BODY_BYTES
         chat = surface == "chat_completions"
         parse: Callable[[bytes], Any] = parse_chat if chat else parse_completion
-        request = await self._offload.run(parse, body) if large else parse(body)
+        if isinstance(body, LargeBody) and body.size <= LARGE_BODY_BYTES:
+            body = body.join()
+        large = isinstance(body, LargeBody) or len(body) > LARGE_BODY_BYTES
+        request = await self._offload.run(_parse, parse, body) if large else _parse(parse, body)
         served = await self._registry.get(request.model)
         read = self._chat if chat else self._completion
         if large:
