@@ -24,6 +24,7 @@ from holdfast.base.errors import (
 )
 from holdfast.text.offload import LargeTextPool
 from holdfast.text.tokenizer import Tokenizer
+from tests.patience import within
 
 from .conftest import CORPUS, small, small_json
 
@@ -173,7 +174,6 @@ OWNER = """
 import asyncio, sys, uvloop
 from holdfast.text.offload import LargeTextPool
 from tests.text.test_offload import NAME, load
-from tests.patience import within
 async def main():
     pool = LargeTextPool()
     await pool.encode(NAME, load, "x")
