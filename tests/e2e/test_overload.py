@@ -311,7 +311,8 @@ async def goodput_holds(tmp_path: Path, guard: str, seconds: float, loads: tuple
         results = {load: await offer(up, CAPACITY * load, seconds) for load in loads}
         for load, result in results.items():
             print(
-                f"{guard}: offered {load:g}x: {result.goodput:.1f}/s, p50 {result.median * 1000:.0f}, p95 {result.p95 * 1000:.0f} ms"
+                f"{guard}: offered {load:g}x: {result.goodput:.1f}/s, "
+                f"p50 {result.median * 1000:.0f}, p95 {result.p95 * 1000:.0f} ms"
             )
         peak = max(result.goodput for result in results.values())
         assert results[5.0].goodput >= held * peak
