@@ -86,10 +86,33 @@ def save(path: Path, kill: Kill) -> None:
         os.fsync(file.fileno())
 
 
+_SOAK_COLUMNS = (
+    *("when (UTC)", "commit", "machine", "seed", "duration", "answers", "moved", "lost or wrong", "left early"),
+    *("faults", "gauges not zero", "supervisor", "frontend", "worker", "kept"),
+)
+_SOAK_HEAD = f"""
+## Soak
+
+`python -m tests.proof.soak` appends here: clients ask, workers are killed, frozen and drained, a frontend is
+drained, for the whole time. "Kept": every answer exact, none lost, nothing held at rest, memory and open files flat
+(medians of the second and the last fifth of the time).
+
+| {" | ".join(_SOAK_COLUMNS)} |
+|{"---|" * len(_SOAK_COLUMNS)}
+"""
+
+
+def append_soak(row: list[str], path: Path = TRACK_RECORD) -> None:
+    """Add a row to the track record's last part."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
+    text = path.read_text() if path.exists() else _HEAD
+    if "## Soak" not in text:
+        text += _SOAK_HEAD
+    path.write_text(f"{text}| {' | '.join([now, *row])} |\n")
+
+
 def append(row: list[str], path: Path = TRACK_RECORD) -> None:
     """Add a row to the track record."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    if not path.exists():
-        path.write_text(_HEAD)
-    with path.open("a") as file:
-        file.write("| " + " | ".join([now, *row]) + " |\n")
+    kills, soak, after = (path.read_text() if path.exists() else _HEAD).partition("\n## Soak")
+    path.write_text(f"{kills}| {' | '.join([now, *row])} |\n{soak}{after}")
