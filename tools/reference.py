@@ -15,6 +15,7 @@ from holdfast.base.settings import Field, expectation, render
 from holdfast.cli.catalogue import CONFIG_FILE, sections
 from holdfast.cli.main import COMMANDS
 from holdfast.requests import states
+from holdfast.runtime import shutdown
 from holdfast.runtime.member import TRANSITIONS
 from holdfast.telemetry.catalogue import metrics_page
 
@@ -95,9 +96,14 @@ def states_page() -> str:
         "one; `rejected` is the answer to a stream that no worker ever accepted."
     )
     worker = "From the table in `runtime/member.py`; an arrow's label is what was seen on the data path."
+    leaving = (
+        "From the table in `runtime/shutdown.py`. One deadline for all of it; a stage ends at its own bound, or when "
+        "later stages need what is left. What the exit code says: [exit codes](exit-codes.md)."
+    )
     return (
         f"# State machines\n\n{NOTE}\n## A stream\n\n{stream}\n\n```mermaid\n{states.diagram()}\n```\n\n"
-        f"## A worker as a frontend sees it\n\n{worker}\n\n```mermaid\n{_worker_diagram()}\n```\n"
+        f"## A worker as a frontend sees it\n\n{worker}\n\n```mermaid\n{_worker_diagram()}\n```\n\n"
+        f"## A worker that leaves\n\n{leaving}\n\n```mermaid\n{shutdown.diagram()}\n```\n"
     )
 
 
