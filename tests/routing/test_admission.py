@@ -44,8 +44,8 @@ def judge(
 
 def test_without_thresholds_everybody_has_room() -> None:
     full = Worker("w1", used=100, prefill=10**6)
-    assert judge(admission(), full).free == [full]
-    assert judge(admission(0.1, enabled=False), full).free == [full]
+    assert list(judge(admission(), full).free) == [full]
+    assert list(judge(admission(0.1, enabled=False), full).free) == [full]
 
 
 def test_those_with_room_are_left() -> None:

@@ -98,6 +98,10 @@ class Admission:
             ahead: requests that get room before it.
             now: loop time in seconds.
         """
+        if not refusals:
+            free = self.with_room(model, workers)
+            if free or not workers:
+                return Verdict("admit", free)
         asked = {(w.instance, w.epoch): refusals.get((w.instance, w.epoch)) for w in workers}
         willing = [w for w in workers if asked[(w.instance, w.epoch)] is None]
         free = self.with_room(model, willing)
