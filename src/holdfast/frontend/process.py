@@ -22,7 +22,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.drain import Drain
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
-from holdfast.frontend.server import Server, inherited, listen, make_server
+from holdfast.frontend.server import Server, allow_files, inherited, listen, make_server
 from holdfast.frontend.sharing import SharedThresholds
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
@@ -60,6 +60,7 @@ async def serve(config: FrontendConfig) -> int:
         Conflict: the HTTP port is taken.
     """
     rng = random.SystemRandom()
+    allow_files(config.http_max_connections)
     own = listen(config.http_host, config.http_port, reuse_port=config.http_reuse_port)
     common = inherited(config.http_listen_fd) if config.http_listen_fd >= 0 else None
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)

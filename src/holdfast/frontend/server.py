@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import resource
 import socket
 from collections.abc import Generator
 from typing import Any
@@ -16,9 +18,14 @@ import uvicorn
 from holdfast.base.errors import Conflict
 from holdfast.base.settings import InvalidSetting
 from holdfast.frontend.config import FrontendConfig
-from holdfast.frontend.http_protocol import Bounds, protocol_class
+from holdfast.frontend.http_clocks import Bounds
+from holdfast.frontend.http_protocol import protocol_class
+
+log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+SPARE_FILES = 1024
+"""Open files beside clients: workers, children, logs."""
 
 
 class Server(uvicorn.Server):
@@ -113,6 +120,23 @@ def listen(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
         ) from error
     sock.setblocking(False)
     return sock
+
+
+def allow_files(connections: int) -> None:
+    """Raise this process's soft limit of open files so that so many clients fit; say so when they do not."""
+    needed = connections + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        log.warning(
+            "at most %d files may be open here, %d are needed for DYN_HTTP_MAX_CONNECTIONS=%d: raise the hard limit "
+            "(ulimit -Hn) or lower that setting",
+            hard,
+            needed,
+            connections,
+        )
+        needed = hard
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def make_server(app: Any, config: FrontendConfig) -> Server:
