@@ -11,7 +11,8 @@ import signal
 import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import httpx
 
@@ -161,6 +162,15 @@ class Cluster:
             return found if found and found["state"] == state else None
 
         return await self.until(reached, within, every=0.005)
+
+
+def unsupervised(port: int) -> Cluster:
+    """Return a client for a frontend that somebody else started; there are no slots, and its model is ``mock``."""
+    plan = SimpleNamespace(http_ports=(port,), env={})
+    local = SimpleNamespace(base_urls=[f"http://127.0.0.1:{port}"], plan=plan, supervisor=SimpleNamespace(slots={}))
+    found = Cluster(cast("LocalCluster", local), 1, Path(os.devnull))
+    found.model = "mock"
+    return found
 
 
 def _get(url: str) -> dict[str, Any]:

@@ -187,7 +187,7 @@ async def _beside_large_prompts(mock: Cluster) -> float:
 
 async def test_small_request_beside_two_of_20_mb(mock: Cluster) -> None:
     """Dynamo 1.2.1: 13.8 s. Here a bound for busy machines; the figure for the record is `slow`."""
-    assert await _beside_large_prompts(mock) < 0.5
+    assert await _beside_large_prompts(mock) < 1.5
 
 
 @pytest.mark.slow

@@ -38,10 +38,9 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Clus
         yield running
 
 
-def lateness(answers: list[Answer]) -> float:
-    """Return the 90th percentile over all tokens of the time since the one before, in seconds."""
-    gaps = [b - a for answer in answers for a, b in zip(answer.times, answer.times[1:], strict=False)]
-    return statistics.quantiles(gaps, n=10)[-1]
+def duration(answers: list[Answer]) -> float:
+    """Return the median time from a stream's first token to its last, in seconds."""
+    return statistics.median(answer.times[-1] - answer.times[0] for answer in answers)
 
 
 async def live_clients(mock: Cluster) -> list[Answer]:
@@ -56,7 +55,7 @@ async def test_fifty_stalled_beside_fifty_live(mock: Cluster, wish: dict[str, An
     body = {**Ask(content="stalled", max_tokens=20_000, more=wish, n=n).body(), "stream": True, "model": LONG_NAME}
     stalled = post(body)
     pid = mock.pid("frontend-0")
-    alone = lateness(await live_clients(mock))
+    alone = duration(await live_clients(mock))
     before_stalls = await mock.metric("dynamo_frontend_failures_total", reason="client_stalled")
     before = rss_mb(pid)
     async with contextlib.AsyncExitStack() as stack:
@@ -80,10 +79,10 @@ async def test_fifty_stalled_beside_fifty_live(mock: Cluster, wish: dict[str, An
             return stalls == before_stalls + READERS
 
         await mock.until(let_go, STALL + 10)
-    beside = lateness(answers)
-    print(f"RSS +{grown:.1f} MB; gap p90 {alone * 1e3:.1f} ms alone, {beside * 1e3:.1f} ms beside {READERS} stalled")
+    beside = duration(answers)
+    print(f"RSS +{grown:.1f} MB; {LIVE_TOKENS} tokens in {alone:.3f} s alone, {beside:.3f} s beside {READERS} stalled")
     assert grown < RSS_MB["logprobs" if wish else "plain"]
-    assert beside < alone * 2 + 0.01
+    assert beside < alone * 1.5 + 0.5
     assert await mock.metric("dynamo_frontend_model_migration_total") == 0
 
 
