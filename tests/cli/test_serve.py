@@ -165,6 +165,25 @@ async def test_restart_replaces_every_process(tmp_path: Path) -> None:
         assert await asyncio.wait_for(cluster.process.wait(), DEADLINE) == 0
 
 
+async def test_on_ctrl_c_a_running_stream_finishes_before_anything_ends(tmp_path: Path) -> None:
+    """Frontends drain first, so that workers are still there for what they have in hand."""
+    async with serving(tmp_path, "--mock-step-ms", "5") as cluster:
+        body = {"model": "mock", "stream": True, "max_tokens": 300, "messages": [{"role": "user", "content": "go on"}]}
+        url = f"{cluster.url}/v1/chat/completions"
+        events: list[dict[str, Any]] = []
+        async with asyncio.timeout(DEADLINE), http.exchange("POST", url, body) as (status, head, reader):
+            assert status == 200
+            async for data in http.events(head, reader):
+                if data == b"[DONE]":
+                    break
+                events.append(json.loads(data))
+                if len(events) == 10:
+                    cluster.process.send_signal(signal.SIGINT)
+        assert events[-1]["choices"][0]["finish_reason"] == "length"
+        assert len(events) > 290
+        assert await asyncio.wait_for(cluster.process.wait(), DEADLINE) == 0
+
+
 async def test_restart_without_a_serve_says_so(tmp_path: Path) -> None:
     async with started(tmp_path, "restart", "workers") as asked:
         _, err = await asyncio.wait_for(asked.communicate(), DEADLINE)

@@ -177,7 +177,7 @@ class Shutdown:
         if self.stage == "migrating":
             return min(self._entered + handover, self._deadline - cleanup)
         if self.stage not in ("unregistered", "draining"):
-            return self._deadline
+            return min(self._entered + self.budget.shutdown_cleanup_timeout, self._deadline)
         latest = self._deadline - cleanup - handover
         if self._hurried:
             return min(self._entered, latest)
@@ -190,6 +190,12 @@ class Shutdown:
         if self._begun is None:
             return self.budget.shutdown_total_timeout
         return max(0.0, self._deadline - now)
+
+    def durations(self, now: float) -> dict[Stage, float]:
+        """Return the seconds spent in each stage of leaving, the present one included."""
+        if self.stage in ("serving", "exited"):
+            return dict(self.took)
+        return {**self.took, self.stage: now - self._entered}
 
     def ended(self, way: Way) -> None:
         """Note how it went; what is worse stays: the engine's death, then cut, then handed over."""

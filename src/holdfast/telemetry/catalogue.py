@@ -289,7 +289,27 @@ _ENGINE = (
     _gauge(f"{_WORKER}leases", (*HOSTED, "kind"), "Leases held, by kind; zero at rest.", "worker", "holdfast"),
 )
 
-CATALOGUE: tuple[Metric, ...] = (*_REQUESTS, *_FAULTS, *_MODELS, *_WORKERS_SEEN, *_PLANE, *_HANDLER, *_ENGINE)
+_LEAVING = (
+    _gauge(
+        f"{_COMPONENT}shutdown_stage_seconds",
+        (*HOSTED, "stage", "reason"),
+        "Time spent in a stage of leaving so far; the reason is signal or engine_dead.",
+        "worker",
+        "newer",
+    ),
+    _gauge(
+        f"{_COMPONENT}shutdown_remaining_seconds", HOSTED, "Left of the budget for leaving; all of it at rest.",
+        "worker", "newer",
+    ),
+    _gauge(
+        f"{_COMPONENT}shutdown_inflight_requests", HOSTED, "Calls in flight while it leaves; zero before.",
+        "worker", "newer",
+    ),
+)  # fmt: skip
+
+CATALOGUE: tuple[Metric, ...] = (
+    *_REQUESTS, *_FAULTS, *_MODELS, *_WORKERS_SEEN, *_PLANE, *_HANDLER, *_ENGINE, *_LEAVING,
+)  # fmt: skip
 
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Requests", _REQUESTS),
@@ -299,6 +319,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Request plane, transport and event loop", _PLANE),
     ("A worker's calls", _HANDLER),
     ("A worker's engine", _ENGINE),
+    ("A worker that leaves", _LEAVING),
 )
 
 

@@ -5,8 +5,10 @@ Reading is the event loop's; what was read may be rendered in any thread. Must n
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from holdfast.runtime.shutdown import Shutdown
 from holdfast.worker.calls import Calls
 from holdfast.worker.host import EngineHost
 
@@ -20,10 +22,11 @@ class WorkerGauges:
         calls: whose registry it is.
         host: read for load, progress, limit and leases.
         state: the worker's state.
+        shutdown: how far it is with leaving.
     """
 
-    def __init__(self, calls: Calls, host: EngineHost, state: Callable[[], str]):
-        self._calls, self._host, self._state = calls, host, state
+    def __init__(self, calls: Calls, host: EngineHost, state: Callable[[], str], shutdown: Callable[[], Shutdown]):
+        self._calls, self._host, self._state, self._shutdown = calls, host, state, shutdown
         self._where = where = calls.hosted
         r = calls.registry
         self._born = 0
@@ -38,6 +41,9 @@ class WorkerGauges:
         self._prefill = r.gauge("holdfast_worker_prefill_tokens").labels(*where)
         self._states = r.gauge("holdfast_worker_state")
         self._held = r.gauge("holdfast_worker_leases")
+        self._stages = r.gauge("dynamo_component_shutdown_stage_seconds")
+        self._left = r.gauge("dynamo_component_shutdown_remaining_seconds").labels(*where)
+        self._leaving = r.gauge("dynamo_component_shutdown_inflight_requests").labels(*where)
         self._counters = [
             r.counter(f"holdfast_worker_{name}_total").labels(*where)
             for name in ("engine_steps", "generated_tokens", "prefilled_tokens", "late_tokens")
@@ -73,7 +79,16 @@ class WorkerGauges:
             self._states.labels(*self._where, name).set(name == state)
         for kind, held in self._host.leases.sums().items():
             self._held.labels(*self._where, kind).set(held)
+        self._show_leaving()
         now = (progress.steps, progress.tokens, progress.prefilled, progress.tokens_after_cancel)
         for counter, total, told in zip(self._counters, now, self._told, strict=True):
             counter.inc(max(0, total - told))
         self._told = now
+
+    def _show_leaving(self) -> None:
+        shutdown, now = self._shutdown(), asyncio.get_running_loop().time()
+        self._left.set(shutdown.remaining(now))
+        self._leaving.set(0 if shutdown.stage == "serving" else self._host.in_flight)
+        reason = "signal" if self._host.death is None else "engine_dead"
+        for stage, seconds in shutdown.durations(now).items():
+            self._stages.labels(*self._where, stage, reason).set(seconds)

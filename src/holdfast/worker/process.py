@@ -47,7 +47,7 @@ from holdfast.worker.vitals import Vitals
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
-"""Bound on each step of closing a worker that was never asked to leave."""
+"""Bound on closing a worker that was never asked to leave."""
 _OVERRUN_SLACK = 1.0
 """Seconds over the budget after which a process that still cleans up is ended."""
 _PROGRESS_LINE_SECONDS = 5.0
@@ -99,7 +99,7 @@ class WorkerProcess:
         self.host = EngineHost(
             engine, limit=config.engine_request_limit, on_dead=lambda _: self._end(), calls=self.calls
         )
-        self.gauges = WorkerGauges(self.calls, self.host, lambda: self.vitals.state)
+        self.gauges = WorkerGauges(self.calls, self.host, lambda: self.vitals.state, lambda: self.leaving.shutdown)
         self.vitals = Vitals(config, self.host, self.instance, self.calls.registry.render, self.gauges.refresh)
         self.server = WorkerServer(
             self.instance,
@@ -263,10 +263,12 @@ class WorkerProcess:
     async def _close(self) -> None:
         """Close everything, within what is left of the budget when there is one."""
         now, shutdown = asyncio.get_running_loop().time(), self.leaving.shutdown
-        until = shutdown.until() if self._ending.is_set() else now + 3 * CLOSE_SECONDS
+        until = shutdown.until() if self._ending.is_set() else now + CLOSE_SECONDS
         await self.server.close()
-        await _bounded(self._discovery.close(), "closing discovery", until)
-        await _bounded(self.host.close(), "closing the engine", until)
+        await asyncio.gather(  # side by side: neither may use up the other's time
+            _bounded(self._discovery.close(), "closing discovery", until),
+            _bounded(self.host.close(), "closing the engine", until),
+        )
         await _bounded(asyncio.to_thread(self.calls.spans.close), "sending the last spans", until)
         self.vitals.status.close()
 
