@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-FACTOR = float(os.environ.get("HOLDFAST_TIMING_FACTOR", "6"))
+FACTOR = float(os.environ.get("HOLDFAST_TIMING_FACTOR", "4"))
 
 
 def within(seconds: float) -> float:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.patience import within
 
 from holdfast.cli.catalogue import sections
 from holdfast.cli.main import COMMANDS
@@ -37,7 +38,7 @@ def test_help_names_every_command_and_comes_quickly() -> None:
         took.append(time.perf_counter() - begin)
     assert done.returncode == 0
     assert all(name in done.stdout for name in COMMANDS)
-    assert min(took) < 0.4, f"{min(took):.2f} s"
+    assert min(took) < within(0.4), f"{min(took):.2f} s"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from tests.e2e.asking import exact, streaming, whole
 from tests.e2e.support import MOCK, Cluster, cluster
 from tests.e2e.truth import Ask, check
+from tests.patience import within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -41,7 +42,7 @@ async def test_frozen_worker(mock: Cluster) -> None:
         answer = await live.done()
     check(ask, answer)
     assert answer.causes == ["peer_silent"]
-    assert answer.gap < 3.0
+    assert answer.gap < within(3.0)
     assert slowest < 1.0
     assert back < 2.0
     print(f"gap {answer.gap:.2f} s, slowest new request {slowest:.2f} s, back {back:.2f} s after SIGCONT")
@@ -54,7 +55,7 @@ async def test_frozen_before_accept(mock: Cluster) -> None:
     async with mock.frozen(victim):
         began = loop.time()
         answers = await asyncio.gather(*(exact(mock, Ask(content="hi", max_tokens=3, n=2)) for _ in range(4)))
-        assert loop.time() - began < 1.0
+        assert loop.time() - began < within(1.0)
     assert any("accept_overdue" in answer.causes for answer in answers)
 
 
@@ -70,11 +71,11 @@ async def test_hung_engine(mock: Cluster) -> None:
             answer = await live.done()
             check(ask, answer)
             assert answer.causes == ["worker_stalled"]
-            assert answer.gap < 10.0
+            assert answer.gap < within(10.0)
             began = loop.time()
             others = await asyncio.gather(*(exact(mock, Ask(content="new", max_tokens=5)) for _ in range(6)))
             assert {other.worker for other in others}.isdisjoint({victim})
-            assert loop.time() - began < 1.0
+            assert loop.time() - began < within(1.0)
             await peer.tell("unhang")
     print(f"gap {answer.gap:.2f} s")
     mock.kill(victim)

@@ -20,6 +20,7 @@ from holdfast.runtime.shutdown import EXIT_HANDED_OVER
 from tests.e2e.asking import exact, streaming, whole
 from tests.e2e.support import MOCK, Cluster, cluster, unsupervised
 from tests.e2e.truth import Ask, check
+from tests.patience import within
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
@@ -107,14 +108,14 @@ async def test_supervisor_has_given_up(tmp_path: Path) -> None:
             up.kill(live.answer.worker)
             with pytest.raises(openai.APIError) as error:
                 await live.done()
-            assert loop.time() - began < 2.0
+            assert loop.time() - began < within(2.0)
         assert error.value.code == "no_workers"
         began = loop.time()
         with pytest.raises((openai.InternalServerError, openai.NotFoundError)) as refused:
             await up.client.chat.completions.create(
                 model=up.model, messages=[{"role": "user", "content": "anybody?"}], max_tokens=5
             )
-        assert loop.time() - began < 1.0
+        assert loop.time() - began < within(1.0)
         assert refused.value.code in ("no_workers", "model_not_found")
         await up.at_rest()
         assert not up.wire.broken
@@ -148,7 +149,7 @@ async def test_last_worker_removed_on_purpose(tmp_path: Path) -> None:
             worker.terminate()
             with pytest.raises(openai.APIError) as error:
                 await live.done()
-            assert loop.time() - began < 3.0
+            assert loop.time() - began < within(3.0)
         assert error.value.code == "no_workers"
         assert await asyncio.wait_for(worker.wait(), 10) == EXIT_HANDED_OVER
         await up.at_rest()

@@ -22,6 +22,7 @@ from holdfast.runtime.discovery.factory import open_discovery
 from tests.e2e.asking import exact, streaming
 from tests.e2e.support import MOCK, Cluster, cluster
 from tests.e2e.truth import Ask, check
+from tests.patience import within
 from tests.worker.status_client import ask, until
 
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
@@ -90,7 +91,7 @@ async def test_dynamo_1_6_1_a_worker_that_its_own_canary_calls_unhealthy_gets_no
             return await routable(up) == 1
 
         await up.until(left_out, 2, every=0.02)
-        assert time.monotonic() - verdict < 1.0
+        assert time.monotonic() - verdict < within(1.0)
         answers = await asyncio.gather(*(exact(up, Ask(content="hi", max_tokens=5, seed=i)) for i in range(12)))
         assert victim not in {answer.worker for answer in answers}
         assert not any(answer.moves for answer in answers)
@@ -157,7 +158,7 @@ async def test_dynamo_known_issue_1_3_0_a_dead_engine_is_replaced(up: Cluster) -
             return await routable(up) == 1
 
         await up.until(left_out, 5, every=0.01)
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < within(1.0)
         answer = await live.done()
         check(question, answer)
         assert answer.causes == ["engine_failed"]
@@ -214,7 +215,7 @@ async def test_dynamo_1_6_1_frontend_health_without_a_usable_worker(tmp_path: Pa
 
         began = time.monotonic()
         body = await up.until(unhealthy, 5)
-        assert time.monotonic() - began < 1.5
+        assert time.monotonic() - began < within(1.5)
         assert body["status"] != "healthy"
         assert body["message"]
         assert (await up.http.get("/live")).status_code == 200

@@ -19,6 +19,7 @@ import pytest
 
 from holdfast.local.ports import free_port
 from tests.engines.mock.mockrun import request
+from tests.patience import within
 from tests.worker.remote import generate, linked
 from tests.worker.status_client import ask, until
 
@@ -98,7 +99,7 @@ async def test_under_full_load(tmp_path: Path) -> None:
             assert sum(not caller.over for caller in callers) >= 16, "the load must outlast the measurement"
             reading.cancel()
     print(f"p99 under load: {', '.join(f'{one * 1e3:.1f}' for one in found)} ms")
-    assert min(found) < BOUND
+    assert min(found) < within(BOUND)
 
 
 @pytest.mark.llamacpp
@@ -108,4 +109,4 @@ async def test_while_weights_load(tmp_path: Path) -> None:
         found = await p99(port, 1.0)
         await until(f"127.0.0.1:{port}", 200, within=60)
     print(f"p99 during load: {found * 1e3:.1f} ms")
-    assert found < BOUND
+    assert found < within(BOUND)
