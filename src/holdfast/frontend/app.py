@@ -20,6 +20,7 @@ from holdfast.frontend.generate import GenerateRoute
 from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.story import Stories
+from holdfast.health.readiness import Verdict
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import find_header, request_label
 from holdfast.requests.service import Services
@@ -76,6 +77,18 @@ class Frontend:
         """Whether every model that is known can be served, and there is one."""
         known, served = self.pool.models(), self.registry.served()
         return bool(known) and all(name in served and self.pool.usable(name) for name in known)
+
+    def verdict(self) -> Verdict:
+        """Return readiness for the status server, with what is missing."""
+        if self.draining:
+            return Verdict(False, {}, (f"this frontend is {self.stage}",))
+        if self.ready:
+            return Verdict(True, {}, ())
+        lacking = [name for name in self.pool.models() if not self.pool.usable(name)]
+        why = (
+            f"no usable worker for {', '.join(lacking)}" if lacking else "no worker has offered a model that is loaded"
+        )
+        return Verdict(False, {}, (missing if lacking else "no model is known and loaded yet",))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""

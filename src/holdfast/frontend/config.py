@@ -8,6 +8,7 @@ import msgspec
 
 from holdfast.base.limits import ACTIVE_REQUESTS
 from holdfast.base.settings import setting
+from holdfast.health.config import SystemConfig
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.policy import RouterMode
 from holdfast.telemetry.metric import MetricSettings
@@ -120,6 +121,7 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     disable_admin_api: Annotated[
         bool, setting("DYN_DISABLE_FRONTEND_ADMIN_API", "Do not offer routes that change something (/busy_threshold).")
     ] = False
+    system: SystemConfig = SystemConfig()
     requests: RequestSettings = RequestSettings()
     explain_requests: Annotated[
         int,

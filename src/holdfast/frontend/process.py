@@ -24,6 +24,7 @@ from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.server import Server, allow_files, inherited, listen, make_server
 from holdfast.frontend.sharing import SharedThresholds
+from holdfast.health.status import StatusServer
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.service import Services
@@ -87,7 +88,11 @@ async def serve(config: FrontendConfig) -> int:
     services = Services(config.requests, pool, flusher, metrics, rng=rng, mode=config.router_mode)
     registry = ModelRegistry(pool, ArtifactStore())
     frontend = Frontend(config, services, pool, registry, metrics, spans=spans)
-    shared = SharedThresholds(services.thresholds, discovery, config.namespace, rng)
+    status = StatusServer(
+        config.system, metrics=metrics.source.render, refresh=frontend.gauges.refresh, judge=frontend.verdict
+    )
+    status.start()
+    shared = SharedThresholds(services.thresholds, discovery, config.namespace, rng, system_address=status.address)
     frontend.thresholds_changed = shared.changed
     server = make_server(frontend, config)
     try:
@@ -100,6 +105,7 @@ async def serve(config: FrontendConfig) -> int:
             gc.collect()
             gc.freeze()
             joining = group.create_task(_join(frontend, server, own if config.http_reuse_port else common))
+            status.arm()
             host, port = own.getsockname()[:2]
             log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
             await server.serve(sockets=[own] if not config.http_reuse_port else [])
@@ -109,6 +115,7 @@ async def serve(config: FrontendConfig) -> int:
             looking.cancel()
             stopping.cancel()
     finally:
+        status.close()
         services.close()
         await frontend.close()
         with contextlib.suppress(HoldfastError):

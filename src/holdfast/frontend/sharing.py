@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 
 from holdfast.base.errors import HoldfastError
@@ -27,7 +28,19 @@ COMPONENT = "frontend-thresholds"
 class SharedThresholds:
     """Call `run` in a task of its own; `changed` after a change made here."""
 
-    def __init__(self, book: ThresholdBook, discovery: Discovery, namespace: str, rng: random.Random):
+    def __init__(
+        self, book: ThresholdBook, discovery: Discovery, namespace: str, rng: random.Random, *, system_address: str = ""
+    ):
+        """Create it.
+
+        Args:
+            book: this frontend's thresholds.
+            discovery: started by its owner.
+            namespace: whose frontends share.
+            rng: draws this record's identity.
+            system_address: of the status server; published from the start, so that it can be scraped.
+        """
+        self._system_address = system_address
         self._book = book
         self._discovery = discovery
         self._namespace = namespace
@@ -41,6 +54,8 @@ class SharedThresholds:
         try:
             for record in self._discovery.snapshot():
                 self._take(record)
+            if self._system_address:
+                self._news.set()
             while True:
                 await self._news.wait()
                 self._news.clear()
@@ -72,6 +87,8 @@ class SharedThresholds:
             instance=self._instance,
             epoch=self._epoch,
             address="",
+            pid=os.getpid(),
+            system_address=self._system_address or None,
             meta={**self._book.export()},
         )
         try:

@@ -290,7 +290,7 @@ def _specs(plan: ClusterPlan, rng: random.Random, listener: int) -> list[ChildSp
                 *(*python, "frontend", "--http-host", plan.http_host, "--http-port", str(port)),
                 *(*shared, *plan.frontend_flags),
             ),
-            env=plan.env,
+            env={**plan.env, "DYN_SYSTEM_PORT": "0"},  # a fixed port is for the workers, which count up from it
             restart=plan.restart,
             grace=plan.stop_grace,
             fds=() if listener < 0 else (listener,),
