@@ -220,6 +220,43 @@ async def test_the_only_frontend_of_a_held_port_refuses_nobody(tmp_path: Path) -
         assert answer.status == 200
 
 
+async def test_two_frontends_that_bind_one_port_themselves(tmp_path: Path) -> None:
+    """SO_REUSEPORT, as two services of a process manager have it: each leaves in turn, and no request fails."""
+    store, port = tmp_path / "discovery", free_port()
+    plan = ClusterPlan(
+        http_ports=(port, port),
+        worker_flags=MOCK,
+        frontend_flags=("--http-reuse-port",),
+        env={"DYN_FILE_KV": str(store)},
+        restart=AT_ONCE,
+        stop_grace=15.0,
+    )
+    joined = {"frontend-0": 0, "frontend-1": 0}
+
+    def relay(slot: str, line: str) -> None:
+        if "takes connections from the shared port" in line:
+            joined[slot] += 1
+
+    local = LocalCluster(plan, open_discovery("file", root=store), random.Random(7), dict(os.environ), relay)
+    async with local.running():
+        await local.until_ready(60)
+        await up_to(joined, {"frontend-0": 1, "frontend-1": 1})
+        up = Cluster(local, 2, tmp_path / "cluster.log")
+        async with up.http, load(up.url, clients=8, tokens=(5, 20)) as seen:
+            for name in ("frontend-0", "frontend-1") * 2:
+                wanted = {**joined, name: joined[name] + 1}
+                local.kill(name, signal.SIGTERM)
+                await up_to(joined, wanted)
+        assert seen.failed == []
+        assert seen.answered > 50
+
+
+async def up_to(joined: dict[str, int], wanted: dict[str, int]) -> None:
+    async with asyncio.timeout(30):
+        while joined != wanted:  # noqa: ASYNC110  other processes have no event to wait for
+            await asyncio.sleep(0.02)
+
+
 async def test_streams_longer_than_a_frontends_grace_end_with_a_typed_error(tmp_path: Path) -> None:
     env = {"DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS": "1"}
     async with on_one_port(tmp_path, env=env) as up:

@@ -15,7 +15,7 @@ import msgspec
 import typer
 
 from holdfast.base.errors import Conflict, HoldfastError
-from holdfast.base.settings import InvalidSetting
+from holdfast.base.settings import InvalidSetting, Loaded
 from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.catalogue import ENGINES, section
 from holdfast.cli.options import Flags, Process, passed_on
@@ -36,6 +36,8 @@ _FRONTEND_SECTIONS = ("frontend", "log")
 _OWN = frozenset({"http-host", "http-port", "tcp-rpc-port", "system-port", "instance-id"})
 """Settings that the plan decides for each process."""
 
+_KILL_SLACK = 5.0
+"""Seconds beyond a child's own budget before it is killed."""
 RESTARTS: dict[signal.Signals, tuple[Role, ...]] = {
     signal.SIGHUP: ROLES,
     signal.SIGUSR1: ("worker",),
@@ -76,7 +78,8 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig, s
         InvalidSetting: a wrong value.
         PortTaken: naming who has the HTTP port.
     """
-    serve = flags.load(ServeConfig, "serve").config
+    loaded = flags.load(ServeConfig, "serve")
+    serve = loaded.config
     frontend = flags.load(FrontendConfig, "frontend").config
     fields = [f for name in PROCESS.sections for f in section(name).fields]
     worker = flags.load(WorkerConfig, "worker").config
@@ -95,10 +98,18 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig, s
         env=secret,
         namespace=frontend.namespace,
         restart=RestartPolicy(intensity=serve.restart_intensity, window=serve.restart_window),
-        stop_grace=serve.stop_grace,
+        stop_grace=_stop_grace(loaded, frontend, worker),
         start_timeout=serve.start_timeout,
     )
     return plan, serve, frontend, listener
+
+
+def _stop_grace(serve: Loaded[ServeConfig], frontend: FrontendConfig, worker: WorkerConfig) -> float:
+    """Return how long a child may take to leave: what was asked for, else not less than its own budget needs."""
+    if serve.origins["stop_grace"].source != "default":
+        return serve.config.stop_grace
+    longest = max(frontend.http_graceful_shutdown_timeout_secs, worker.shutdown.shutdown_total_timeout)
+    return max(serve.config.stop_grace, longest + _KILL_SLACK)
 
 
 def _shared(serve: ServeConfig) -> bool:

@@ -80,7 +80,7 @@ class Drain:
         loop = asyncio.get_running_loop()
         began = loop.time()
         self._frontend.turn_away()
-        self._server.retire()
+        await self._server.retire()
         # in both loops: connections and requests are counted by others and have no event
         while loop.time() < began + self._patience():  # noqa: ASYNC110
             await asyncio.sleep(_POLL)

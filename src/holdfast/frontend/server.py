@@ -39,30 +39,45 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, bounds: Bounds):
         super().__init__(config)
         self._bounds = bounds
-        self.sharing: list[asyncio.Server] = []
-        """Listeners that other frontends accept from as well."""
+        self._sharing: list[tuple[asyncio.Server, socket.socket]] = []
+        """Listeners on a port that other frontends share."""
 
     @property
     def connections(self) -> int:
         """Connections of clients, idle ones included."""
         return len(self.server_state.connections)
 
-    def retire(self) -> None:
-        """Leave new connections to those who share the port; every answer is the last one on its connection."""
+    async def retire(self) -> None:
+        """Leave new connections to those who share the port; every answer is the last one on its connection.
+
+        Connections that wait in the queue of our own socket are taken first: the kernel would reset them.
+        """
         self._bounds.leaving = True
-        for server in self.sharing:
+        loop = asyncio.get_running_loop()
+        waiting: list[socket.socket] = []
+        for server, sock in self._sharing:
+            with contextlib.suppress(OSError):
+                while sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+                    waiting.append(sock.accept()[0])
             server.close()
+        for connection in waiting:
+            connection.setblocking(False)
+            with contextlib.suppress(OSError):
+                await loop.connect_accepted_socket(self._shared_protocol, connection)
 
     async def accept_on(self, sock: socket.socket) -> None:
         """Take connections from another listening socket as well, shared with other frontends; once it has started."""
-        protocol: Any = type("SharedHttpProtocol", (self.config.http_protocol_class,), {"shared": True})
-        server = await asyncio.get_running_loop().create_server(
-            lambda: protocol(config=self.config, server_state=self.server_state, app_state=self.lifespan.state),
-            sock=sock,
-            backlog=self.config.backlog,
-        )
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(self._shared_protocol, sock=sock, backlog=self.config.backlog)
         self.servers.append(server)
-        self.sharing.append(server)
+        self._sharing.append((server, sock))
+
+    def _shared_protocol(self) -> asyncio.Protocol:
+        protocol: Any = type("SharedHttpProtocol", (self.config.http_protocol_class,), {"shared": True})
+        made: asyncio.Protocol = protocol(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return made
 
     def close_idle(self) -> None:
         """Close connections without a request, and the others after their present one."""
