@@ -84,11 +84,9 @@ class Frontend:
             return Verdict(False, {}, (f"this frontend is {self.stage}",))
         if self.ready:
             return Verdict(True, {}, ())
-        lacking = [name for name in self.pool.models() if not self.pool.usable(name)]
-        why = (
-            f"no usable worker for {', '.join(lacking)}" if lacking else "no worker has offered a model that is loaded"
-        )
-        return Verdict(False, {}, (missing if lacking else "no model is known and loaded yet",))
+        lacking = ", ".join(name for name in self.pool.models() if not self.pool.usable(name))
+        missing = f"no usable worker for {lacking}" if lacking else "no model is known and loaded yet"
+        return Verdict(False, {}, (missing,))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
