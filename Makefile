@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills status test test-slow test-operations lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak status test test-slow test-operations lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -20,6 +20,9 @@ demo: setup ## kill a worker in mid-sentence and watch the sentence go on
 
 proof-kills: setup ## 200 kills with the mock engine, 50 with the embedded one; every text compared, put on record
 	@$(PY) -m tests.proof.kills $(ARGS)
+
+proof-soak: dev ## ten minutes of load, kills, freezes and drains; ARGS="--seconds 60"
+	@$(PY) -m tests.proof.soak $(ARGS)
 
 status: setup ## who is there, in what state
 	@$(HOLDFAST) status $(ARGS)

@@ -93,7 +93,7 @@ _SOAK_COLUMNS = (
 _SOAK_HEAD = f"""
 ## Soak
 
-`python -m tests.proof.soak` appends here: clients ask, workers are killed, frozen and drained, a frontend is
+`make proof-soak` appends here: clients ask, workers are killed, frozen and drained, a frontend is
 drained, for the whole time. "Kept": every answer exact, none lost, nothing held at rest, memory and open files flat
 (medians of the second and the last fifth of the time).
 
