@@ -320,6 +320,8 @@ async def goodput_holds(tmp_path: Path, guard: str, seconds: float, loads: tuple
         assert results[5.0].goodput >= 0.7 * CAPACITY
         rounds = 2 if guard == "queue" else 1  # a place in the queue is worth a wait of one request at most
         assert results[5.0].median <= 1.3 * rounds * TOKENS_EACH * STEP + 0.1
+        if held >= 0.9:  # enough answers for a percentile
+            assert results[5.0].p95 <= 1.3 * rounds * TOKENS_EACH * STEP + 0.15
         await up.at_rest()
 
 
@@ -330,6 +332,7 @@ async def test_goodput_holds_under_five_times_the_load(tmp_path: Path, guard: st
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("guard", GUARDS)
 async def test_goodput_over_the_whole_range(tmp_path: Path, guard: str) -> None:
-    await goodput_holds(tmp_path, guard, 20.0, (0.5, 1.0, 1.5, 2.0, 3.0, 5.0), 0.9)
+    await goodput_holds(tmp_path, guard, 15.0, (0.5, 1.0, 1.5, 2.0, 3.0, 5.0), 0.9)
