@@ -227,7 +227,7 @@ class GenerateRoute:
             raise self.refusal
 
     def _admit(self, scope: Any) -> None:
-        if self.refusal is not None and not (self.weaning and not scope.get("holdfast.late", True)):
+        if self.refusal is not None and not (self.weaning and not scope.get("holdfast.late")):
             raise self.refusal
         self._gate.admit(scope["headers"])
         limit = self._config.http_max_requests

@@ -24,6 +24,8 @@ from holdfast.frontend.http_protocol import protocol_class
 log = logging.getLogger(__name__)
 
 BACKLOG = 2048
+_LETTING_GO = 0.02
+"""Seconds in which the event loop has closed its own copy of a socket for sure."""
 SPARE_FILES = 1024
 """Open files beside clients: workers, children, logs."""
 
@@ -50,20 +52,21 @@ class Server(uvicorn.Server):
     async def retire(self) -> None:
         """Leave new connections to those who share the port; every answer is the last one on its connection.
 
-        Connections that wait in the queue of our own socket are taken first: the kernel would reset them.
+        A queue of our own is emptied before it is closed, for the kernel would reset what waits in it. The event
+        loop closes its sockets when it comes to it, so a copy keeps the queue until it has let go.
         """
         self._bounds.leaving = True
-        loop = asyncio.get_running_loop()
-        waiting: list[socket.socket] = []
-        for server, sock in self._sharing:
-            with contextlib.suppress(OSError):
-                while sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
-                    waiting.append(sock.accept()[0])
+        own = [sock.dup() for _, sock in self._sharing if sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)]
+        for server, _ in self._sharing:
             server.close()
+        if not own:
+            return
+        await asyncio.sleep(_LETTING_GO)
+        waiting = [connection for sock in own for connection in _emptied(sock)]
         for connection in waiting:
             connection.setblocking(False)
             with contextlib.suppress(OSError):
-                await loop.connect_accepted_socket(self._shared_protocol, connection)
+                await asyncio.get_running_loop().connect_accepted_socket(self._shared_protocol, connection)
 
     async def accept_on(self, sock: socket.socket) -> None:
         """Take connections from another listening socket as well, shared with other frontends; once it has started."""
@@ -88,6 +91,16 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave signals alone: `frontend.process` drains first."""
         yield
+
+
+def _emptied(sock: socket.socket) -> list[socket.socket]:
+    """Close a listening socket with nothing in its queue; returns what was there."""
+    found: list[socket.socket] = []
+    sock.setblocking(False)
+    with sock, contextlib.suppress(OSError):
+        while True:
+            found.append(sock.accept()[0])
+    return found
 
 
 def inherited(descriptor: int) -> socket.socket:
