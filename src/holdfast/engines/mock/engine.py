@@ -247,7 +247,7 @@ class MockEngine(Engine):
             return
         batch, self._batch = self._batch, None
         try:
-            if self.config.step_ms is not None:
+            if self.config.step_ms is not None and not self._orders.compile_seconds:
                 self._scheduler.top_up(batch)
             steps = self._produce(batch)
             if steps:
