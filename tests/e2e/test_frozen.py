@@ -43,8 +43,8 @@ async def test_frozen_worker(mock: Cluster) -> None:
     check(ask, answer)
     assert answer.causes == ["peer_silent"]
     assert answer.gap < within(3.0)
-    assert slowest < 1.0
-    assert back < 2.0
+    assert slowest < within(1.0)
+    assert back < within(2.0)
     print(f"gap {answer.gap:.2f} s, slowest new request {slowest:.2f} s, back {back:.2f} s after SIGCONT")
 
 
