@@ -122,7 +122,7 @@ async def test_long_silent_steps_are_no_hang(mock: Cluster, directive: str) -> N
 @pytest.mark.slow
 async def test_huge_prefill_and_long_warm_up(tmp_path_factory: pytest.TempPathFactory) -> None:
     """A 100,000-token prompt in one step of a realistic engine, and a graph capture of 30 s: no migration."""
-    flags = (*MOCK[:2], "--mock-context-length", "131072", "--no-mock-chunked-prefill", "--mock-speedup-ratio", "0.5")
+    flags = (*MOCK[:2], "--context-length", "131072", "--no-mock-chunked-prefill", "--mock-speedup-ratio", "0.5")
     async with cluster(tmp_path_factory.mktemp("huge"), engine=flags) as up:
         prompt = [5 + i % 90 for i in range(100_000)]
         huge = up.client.completions.create(model=up.model, prompt=prompt, max_tokens=5, timeout=120)
