@@ -1,7 +1,7 @@
 """Tells Prometheus where Holdfast's workers are: reads discovery, writes target files or answers over HTTP.
 
 Workers that `holdfast serve` starts draw a free port for their status server at every start; their records in
-discovery name it. Frontends do not register: name them with --frontend.
+discovery name it. Frontends are scraped at their HTTP port: name them with --frontend.
 
     python targets.py --frontend 127.0.0.1:8000 --write targets           # once
     python targets.py --frontend 127.0.0.1:8000 --write targets --every 5 # until stopped
@@ -39,9 +39,20 @@ def groups(addresses: Iterable[str]) -> Groups:
     return [{"targets": [address]} for address in sorted(addresses)]
 
 
+FRONTEND = "frontend"
+"""Component name of the records that frontends publish."""
+
+
 def worker_groups(records: Iterable[InstanceRecord], namespace: str) -> Groups:
-    """Return the status servers of all workers of a namespace; those without one cannot be scraped."""
-    return groups(r.system_address for r in records if r.namespace == namespace and r.system_address)
+    """Return the status servers of all workers of a namespace; those without one cannot be scraped.
+
+    Frontends have status servers too, with the same metrics as their HTTP port: they are named once, by --frontend.
+    """
+    return groups(
+        r.system_address
+        for r in records
+        if r.namespace == namespace and r.system_address and r.component != FRONTEND
+    )
 
 
 class Targets:
