@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import NamedTuple
 
 from holdfast.base.errors import HoldfastError
 from holdfast.local import http
@@ -23,12 +24,8 @@ from holdfast.runtime.discovery.factory import open_discovery
 class Running:
     """A running cluster."""
 
-    live_after = 0.0
-    """Seconds from the start of the processes until the frontend answered /live."""
-    usable_after = 0.0
-    """Until the frontend served a model."""
     ready_after = 0.0
-    """Until all workers were ready too."""
+    """Seconds from the start of the processes until the frontend could use all workers."""
 
     def __init__(self, local: LocalCluster, port: int, env: dict[str, str]):
         self.local = local
@@ -70,8 +67,6 @@ async def cluster(*, step_ms: float, workers: int = 2, flags: tuple[str, ...] = 
         up = Running(local, port, {**os.environ, **plan.env})
         began = time.perf_counter()
         async with local.running():
-            up.live_after = await answers(f"http://127.0.0.1:{port}/live", began)
-            up.usable_after = await answers(f"http://127.0.0.1:{port}/health", began)
             await local.until_ready(60)
             up.ready_after = time.perf_counter() - began
             await up.settled()
@@ -88,9 +83,35 @@ async def answers(url: str, began: float) -> float:
             await asyncio.sleep(0.01)
 
 
+class Alone(NamedTuple):
+    """A frontend without a supervisor."""
+
+    port: int
+    env: dict[str, str]
+    live_after: float
+
+
 @contextlib.asynccontextmanager
-async def extra_worker(up: Running, model: str, *, step_ms: float) -> AsyncIterator[None]:
-    """Run one more mock worker, under another model name."""
+async def frontend_alone() -> AsyncIterator[Alone]:
+    """Run a frontend and nothing else."""
+    with tempfile.TemporaryDirectory() as root:
+        port = free_port("127.0.0.1")
+        env = {**os.environ, "DYN_FILE_KV": str(Path(root) / "discovery"), "DYN_LOG": "error"}
+        began = time.perf_counter()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "holdfast", "frontend", "--http-port", str(port), env=env
+        )
+        try:
+            yield Alone(port, env, await answers(f"http://127.0.0.1:{port}/live", began))
+        finally:
+            process.kill()
+            await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def extra_worker(up: Running | Alone, model: str, *, step_ms: float) -> AsyncIterator[float]:
+    """Run one more mock worker, under another model name; yields the seconds until it could be used."""
+    began = time.perf_counter()
     command = [sys.executable, "-m", "holdfast", "worker", "--engine", "mock", "--model-name", model]
     command += ["--mock-step-ms", str(step_ms), "--max-num-seqs", "1024"]
     process = await asyncio.create_subprocess_exec(*command, env=up.env, stderr=asyncio.subprocess.DEVNULL)
@@ -98,8 +119,8 @@ async def extra_worker(up: Running, model: str, *, step_ms: float) -> AsyncItera
         async with asyncio.timeout(30):
             url = f"http://127.0.0.1:{up.port}/v1/models/{model}"
             while (await http.get(url, timeout=2.0)).status != 200:  # noqa: ASYNC110 - another process
-                await asyncio.sleep(0.05)
-        yield
+                await asyncio.sleep(0.01)
+        yield time.perf_counter() - began
     finally:
         process.kill()
         await process.wait()

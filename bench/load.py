@@ -48,6 +48,8 @@ class Client(asyncio.Protocol):
         self.first_at = 0.0
         self.arrivals: list[float] | None = [] if arrivals else None
         self.status = b""
+        self.last = b""
+        """The last bytes that came: the last events of a stream."""
         self._done: asyncio.Future[None] | None = None
         self._tail = b""
         self._need = -1
@@ -66,6 +68,7 @@ class Client(asyncio.Protocol):
         if not self.reads:
             self._head(data)
         self.reads += 1
+        self.last = (self.last + data)[-2048:]
         events = data.count(b"data: ")
         if events:
             if not self.events:

@@ -14,12 +14,19 @@ STEP = 0.005
 
 
 async def sizes(_quick: bool) -> list[Row]:
-    """Start-up and memory."""
+    """Start-up, one process after the other, and memory."""
+    live: list[float] = []
+    usable: list[float] = []
+    for _ in range(5):
+        async with start.frontend_alone() as alone:
+            live.append(alone.live_after)
+            async with start.extra_worker(alone, "mock", step_ms=5) as seconds:
+                usable.append(seconds)
     async with start.cluster(step_ms=5) as up:
         return [
-            Row("frontend answers /live after", f"{up.live_after:.2f} s"),
-            Row("first mock worker usable after", f"{up.usable_after:.2f} s"),
-            Row("frontend and 2 mock workers ready after", f"{up.ready_after:.2f} s"),
+            Row("frontend answers /live after, median of 5", f"{percentile(live, 0.5):.2f} s"),
+            Row("first mock worker usable after, median of 5", f"{percentile(usable, 0.5):.2f} s"),
+            Row("frontend and 2 mock workers, together, ready after", f"{up.ready_after:.2f} s"),
             Row("RSS of the idle frontend", f"{rss_mb(up.pid()):.0f} MB"),
             Row("RSS of an idle mock worker", f"{rss_mb(up.pid('worker-0')):.0f} MB"),
         ]

@@ -21,8 +21,8 @@ from holdfast.runtime.discovery.contract import Discovery, DiscoveryEvent, Insta
 
 log = logging.getLogger(__name__)
 
-COMPONENT = "frontend-thresholds"
-"""Component name of these records; they have no endpoints and no address."""
+COMPONENT = "frontend"
+"""Component name of the records that frontends publish; they have no endpoints and no address."""
 
 
 class SharedThresholds:
