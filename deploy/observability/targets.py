@@ -49,9 +49,7 @@ def worker_groups(records: Iterable[InstanceRecord], namespace: str) -> Groups:
     Frontends have status servers too, with the same metrics as their HTTP port: they are named once, by --frontend.
     """
     return groups(
-        r.system_address
-        for r in records
-        if r.namespace == namespace and r.system_address and r.component != FRONTEND
+        r.system_address for r in records if r.namespace == namespace and r.system_address and r.component != FRONTEND
     )
 
 
