@@ -120,7 +120,7 @@ def tracked() -> list[Path]:
 
 UNFINISHED = re.compile(r"\b(TODO|FIXME|XXX)\b")
 ONE_MACHINE = re.compile(
-    r"(?<![\w.])(/work/|/root/|/home/\w+/|/tmp/venv)|--(extra-)?index-url\s+\S+|pypi\.\w+\.\w+/simple"
+    r"(?<![\w.])/((work|root|home/\w+)/|tmp/\w*venv)|--(extra-)?index-url\s+\S+|pypi\.\w+\.\w+/simple"
 )
 
 
