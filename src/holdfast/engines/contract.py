@@ -178,7 +178,10 @@ class ModelFiles(msgspec.Struct, frozen=True):
 
 
 class EngineInfo(msgspec.Struct, frozen=True):
-    """What a started engine says about itself. Counts are tokens or sequences; blocks are ``block_size`` tokens."""
+    """What a started engine says about itself. Counts are tokens or sequences; blocks are ``block_size`` tokens.
+
+    With several data-parallel ranks, blocks, seats and tokens per step are those of one rank.
+    """
 
     engine: str
     version: str
@@ -206,6 +209,8 @@ class EngineLoad(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     kv_total_blocks: int = 0
     prefill_tokens: int = 0
     """Prompt tokens in hand that are not in the KV cache yet (queued and running)."""
+    ranks: tuple[EngineLoad, ...] = ()
+    """The same per data-parallel rank, in their order; empty: one rank, or an engine that does not tell them apart."""
 
 
 class EngineProgress(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -52,6 +52,7 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     max_num_seqs: int = 0
     max_num_batched_tokens: int = 0
     data_parallel_size: int = 1
+    """Ranks; blocks, seats and tokens per step above are those of one."""
     continuation: str = "none"
     progress: str = "none"
     position_keyed_seed: bool = False

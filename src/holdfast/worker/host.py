@@ -27,7 +27,7 @@ from holdfast.base.errors import (
     WorkerSaturated,
 )
 from holdfast.base.ids import SequenceKey
-from holdfast.engines.contract import Engine, EngineInfo, GenerateRequest, LoadProgress, SequenceStep
+from holdfast.engines.contract import Engine, EngineInfo, EngineLoad, GenerateRequest, LoadProgress, SequenceStep
 from holdfast.kv.events import KvEvent
 from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.runtime.discovery.contract import InstanceState
@@ -38,7 +38,7 @@ from holdfast.worker.calls import Calls, CallStory
 log = logging.getLogger(__name__)
 
 SEATS_FACTOR = 4
-"""Sequences accepted at once per seat of the engine, unless the setting says otherwise."""
+"""Sequences accepted at once per seat of the engine (of all its ranks), unless the setting says otherwise."""
 DEADLINE_SLACK = 1.0
 """Seconds that a caller gets to notice its own deadline first; the worker's is the backstop."""
 _IN_SERVICE = ("ready", "saturated")
@@ -106,7 +106,7 @@ class EngineHost:
         self._loop = asyncio.get_running_loop()
         info = await self.engine.start(self._on_steps, self._on_death, on_load)
         if self.limit == 0:
-            self.limit = info.max_num_seqs * SEATS_FACTOR
+            self.limit = info.max_num_seqs * info.data_parallel_size * SEATS_FACTOR
         if self.death is None:
             self._stage = "ready"
         return info
@@ -142,7 +142,7 @@ class EngineHost:
             self.in_flight,
             p.tokens_after_cancel + self._late_tokens,
         )
-        return progress, Load(q.running, q.waiting, q.kv_used_blocks, q.kv_total_blocks, q.prefill_tokens)
+        return progress, _load(q)
 
     def announce_canary(self, request_id: str, begins: bool) -> None:
         """Tell which request is the worker's own (a `health.probe.Announce`): it is no user's and needs no seat."""
@@ -202,7 +202,7 @@ class EngineHost:
     def _check_room(self) -> None:
         if self.in_flight >= self.limit:
             raise WorkerSaturated(
-                f"{self.in_flight} sequences are in flight here; the limit is {self.limit}.",
+                f"{self.in_flight} sequences are in flight here; the limit is {self.limit} (DYN_ENGINE_REQUEST_LIMIT).",
                 layer="worker",
                 knob="DYN_ENGINE_REQUEST_LIMIT",
                 threshold=self.limit,
@@ -360,6 +360,11 @@ class EngineHost:
         if self.death is None:
             self._stage = "stopped"
         await self.engine.close()
+
+
+def _load(one: EngineLoad) -> Load:
+    ranks = tuple(_load(rank) for rank in one.ranks)
+    return Load(one.running, one.waiting, one.kv_used_blocks, one.kv_total_blocks, one.prefill_tokens, ranks)
 
 
 def _logprobs(step: SequenceStep) -> list[tuple[float, list[tuple[int, float]]]] | None:

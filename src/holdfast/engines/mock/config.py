@@ -22,6 +22,17 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, setting("DYN_MOCK_NUM_BLOCKS", "KV cache blocks in all.", flag="mock-num-blocks", ge=1)
     ] = 16_384
     """KV blocks in all: a sequence that needs more is refused, sequences that together need more are pre-empted."""
+    data_parallel_size: Annotated[
+        int,
+        setting(
+            "DYN_MOCK_DATA_PARALLEL_SIZE",
+            "Data-parallel ranks, each with seats and KV blocks of its own.",
+            flag="mock-data-parallel-size",
+            ge=1,
+            le=64,
+        ),
+    ] = 1
+    """All other numbers are per rank (`ranks`)."""
     max_num_seqs: Annotated[int, setting("DYN_MOCK_MAX_NUM_SEQS", "Sequences running at once.", ge=1)] = 256
     """Sequences that run at once; more wait."""
     max_num_batched_tokens: Annotated[

@@ -151,7 +151,12 @@ class MockEngine(Engine):
 
     async def close(self) -> None:
         """Stop all work; see `Engine.close`."""
-        self._stop()
+        self.stop()
+
+    @property
+    def in_hand(self) -> int:
+        """Sequences that run or wait."""
+        return len(self._scheduler.running) + len(self._scheduler.waiting)
 
     @property
     def preemptions(self) -> int:
@@ -353,14 +358,15 @@ class MockEngine(Engine):
 
     def _die(self, error: HoldfastError) -> None:
         if not self._dead:
-            self._stop()
+            self.stop()
             self._on_death(error)
 
     def _fail(self, error: Exception) -> None:
         log.error("The mock engine failed in step %d; it ends now.", self._steps, exc_info=error)
         self._die(EngineFailed(f"The mock engine failed in step {self._steps}: {type(error).__name__}: {error}"))
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop all work at once; nothing is said about the sequences in hand."""
         self._dead = True
         for handle in (self._timer, self._unhang_timer):
             if handle is not None:
