@@ -33,10 +33,6 @@ CLOCKS_ALLOWED = {
     "health/listener.py": "probes are answered by a thread of their own, so that a hung loop shows",
     "health/status.py": "the same thread reports how long the process has been up",
     "telemetry/otlp.py": "spans carry calendar time",
-    "frontend/debugging.py": "people read when a request came by the calendar",
-    "frontend/admin.py": "OpenAI's `created` is a calendar time",
-    "frontend/registry.py": "chat templates may print today's date",
-    "frontend/generate.py": "OpenAI's `created` is a calendar time",
 }
 TASKS_ALLOWED = {
     "cli/serve.py": "one wait that is raced against the supervisor's task, awaited or cancelled in place",

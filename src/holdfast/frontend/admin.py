@@ -5,7 +5,6 @@ Must never be on the token path.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +68,7 @@ class _Routes:
     def __init__(self, frontend: Frontend):
         self._frontend = frontend
         self._debugging = Debugging(frontend)
-        self._since = int(time.time())  # presentation only: OpenAI's `created`
+        self._since = int(frontend.wall())  # presentation only: OpenAI's `created`
 
     async def models(self, _request: Request) -> Response:
         cards = {m.card.name: m.card for m in self._frontend.registry.served().values()}

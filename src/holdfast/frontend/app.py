@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
 
@@ -34,7 +35,17 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Frontend:
-    """The application of one frontend process."""
+    """The application of one frontend process.
+
+    Args:
+        config: settings.
+        services: of the request lifecycle.
+        pool: the workers.
+        registry: the models.
+        metrics: counts.
+        spans: where traces go.
+        wall: calendar time in seconds since 1970, for presentation alone.
+    """
 
     def __init__(
         self,
@@ -45,12 +56,14 @@ class Frontend:
         metrics: FrontendMetrics,
         *,
         spans: Spans = NO_SPANS,
+        wall: Callable[[], float] = time.time,
     ):
         self.config = config
         self.services = services
         self.pool = pool
         self.registry = registry
         self.metrics = metrics
+        self.wall = wall
         self.stage: Stage = "serving"
         self.cut = False
         """Whether draining had to end streams."""
@@ -58,7 +71,7 @@ class Frontend:
         """Called when thresholds were changed at this frontend; whoever shares them with others sets it."""
         self._gate = Gate(config)
         self.stories = Stories(metrics, services.flusher.clock, config.explain_requests, spans)
-        self.generate = GenerateRoute(config, services, registry, self.stories, self._gate)
+        self.generate = GenerateRoute(config, services, registry, self.stories, self._gate, wall=wall)
         self._hot: dict[tuple[str, str], App] = {
             ("POST", "/v1/chat/completions"): self.generate.chat,
             ("POST", "/v1/completions"): self.generate.completion,

@@ -27,6 +27,33 @@ class Watched(Protocol):
     watcher: ClientWire | None
 
 
+class Sink(Protocol):
+    """Where one response goes, as the application sees it; `ClientWire` is the one with a socket behind it."""
+
+    def watch(
+        self, on_lost: Callable[[], None], on_blocked: Callable[[], None], on_writable: Callable[[], None]
+    ) -> None:
+        """Be told what happens to the client from now on."""
+
+    def unwatch(self) -> None:
+        """Be told nothing more."""
+
+    def start(self, head: bytes, length: int | None = None) -> None:
+        """Begin the response; the head leaves with the first bytes after it."""
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body."""
+
+    def end(self, data: bytes) -> None:
+        """Write the last part of the body and complete the response."""
+
+    def unsent(self) -> int:
+        """Return the bytes that the client has not taken."""
+
+    def abort(self) -> None:
+        """Drop the connection."""
+
+
 def head_of(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return status line and headers; the values must be free of line ends."""
     return STATUS_LINE[status] + b"".join([b"%b: %b\r\n" % header for header in headers])

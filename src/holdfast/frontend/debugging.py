@@ -88,7 +88,7 @@ class Debugging:
 
     def _wall(self, moment: int) -> str:
         ago = (self._frontend.stories.clock() - moment) / 1e9
-        return datetime.fromtimestamp(datetime.now(UTC).timestamp() - ago, UTC).isoformat(timespec="milliseconds")
+        return datetime.fromtimestamp(self._frontend.wall() - ago, UTC).isoformat(timespec="milliseconds")
 
 
 def _stream(stream: Generation, now: float) -> dict[str, Any]:

@@ -14,10 +14,9 @@ import asyncio
 import contextlib
 import logging
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from holdfast.frontend.config import FrontendConfig
-from holdfast.frontend.server import Server
 
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
@@ -31,6 +30,25 @@ _SHARE = 0.5
 """Of the grace, which clients that hold connections may use at most: what they ask then has to end as well."""
 
 
+class Listening(Protocol):
+    """What leaving asks of the listeners and their connections (`server.Server`)."""
+
+    should_exit: bool
+    """Set when everything has been said."""
+    force_exit: bool
+    """Set when nobody waits any more."""
+
+    @property
+    def connections(self) -> int:
+        """Connections of clients, idle ones included."""
+
+    async def retire(self) -> None:
+        """Leave new connections to others."""
+
+    def close_idle(self) -> None:
+        """Close the connections on which nothing is going on."""
+
+
 class Drain:
     """Owns the signals of a frontend process.
 
@@ -40,22 +58,27 @@ class Drain:
         config: grace and weaning.
     """
 
-    def __init__(self, frontend: Frontend, server: Server, config: FrontendConfig):
+    def __init__(self, frontend: Frontend, server: Listening, config: FrontendConfig):
         self._frontend, self._server = frontend, server
         self._grace = config.http_graceful_shutdown_timeout_secs
         self._weaning = min(config.http_drain_keep_alive, _SHARE * self._grace)
+        self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=16)
+
+    def caught(self, number: int) -> None:
+        """Somebody wants this process to leave."""
+        with contextlib.suppress(asyncio.QueueFull):
+            self._signals.put_nowait(number)
 
     async def on_signals(self) -> None:
-        """First signal: drain; second: hurry; third: now. Runs until it is cancelled."""
+        """Obey this process's signals until cancelled."""
         loop = asyncio.get_running_loop()
-        signals: asyncio.Queue[int] = asyncio.Queue(maxsize=16)
-
-        def caught(number: int) -> None:
-            with contextlib.suppress(asyncio.QueueFull):
-                signals.put_nowait(number)
-
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, caught, number)
+            loop.add_signal_handler(number, self.caught, number)
+        await self.obey()
+
+    async def obey(self) -> None:
+        """First signal: drain; second: hurry; third: now. Runs until it is cancelled."""
+        signals = self._signals
         first = await signals.get()
         log.info(
             "%s: draining; %d requests in hand have %g s",

@@ -7,7 +7,7 @@ a token or in a client's leaving. Must never decide about workers or encode text
 from __future__ import annotations
 
 import logging
-import time
+from collections.abc import Callable
 from typing import Any
 
 from holdfast.base.errors import Cancelled, CapacityExhausted, HoldfastError, InternalError
@@ -15,7 +15,7 @@ from holdfast.base.ids import RequestId, draw_request_id
 from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Bodies, Receive, Send
-from holdfast.frontend.client_wire import ClientWire
+from holdfast.frontend.client_wire import Sink
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.gate import Gate
 from holdfast.frontend.keepalive import KeepAlive
@@ -46,8 +46,11 @@ class GenerateRoute:
         registry: ModelRegistry,
         stories: Stories,
         gate: Gate,
+        *,
+        wall: Callable[[], float],
     ):
         self._config = config
+        self._wall = wall
         self._services = services
         self._metrics = stories.metrics
         self._stories = stories
@@ -135,10 +138,10 @@ class GenerateRoute:
         self._check_open()
         return prepared, plans
 
-    async def _run(self, story: Story, prepared: Prepared, plans: list[Plan], wire: ClientWire) -> HoldfastError | None:
+    async def _run(self, story: Story, prepared: Prepared, plans: list[Plan], wire: Sink) -> HoldfastError | None:
         reply = Reply(wire, self._services.flusher, self._stall)
         kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
-        answer = kind(reply, story.id, plans[0].label or story.id, int(time.time()), prepared)
+        answer = kind(reply, story.id, plans[0].label or story.id, int(self._wall()), prepared)
         answer.overload_status = self._config.http_overload_status_code
         try:
             request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
@@ -209,6 +212,7 @@ class GenerateRoute:
                         strict_priority=steering.strict_priority,
                         cache_salt=spec.cache_salt,
                         terminal_ids=terminal,
+                        extra={} if steering.dp_rank is None else {"data_parallel_rank": steering.dp_rank},
                     )
                 )
         return plans

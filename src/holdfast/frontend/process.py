@@ -1,4 +1,4 @@
-"""The frontend process: wires discovery, pool, requests and HTTP together, drains on SIGTERM, exits.
+"""The frontend process: gives an assembled frontend its port, clocks and signals, drains on SIGTERM, exits.
 
 Must never hold what belongs to one request.
 """
@@ -6,7 +6,6 @@ Must never hold what belongs to one request.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
 import random
@@ -15,24 +14,13 @@ import time
 
 import uvloop
 
-from holdfast.base.errors import HoldfastError
-from holdfast.base.ids import draw_instance_id
 from holdfast.frontend.app import Frontend
+from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.drain import Drain
-from holdfast.frontend.metrics import FrontendMetrics
-from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.server import Server, allow_files, inherited, listen, make_server
-from holdfast.frontend.sharing import SharedThresholds
 from holdfast.health.status import StatusServer
-from holdfast.models.store import ArtifactStore
-from holdfast.requests.flusher import Flusher
-from holdfast.requests.service import Services
-from holdfast.runtime.detector import DetectorSettings
 from holdfast.runtime.discovery.factory import open_discovery
-from holdfast.runtime.inhibition import InhibitionSettings
-from holdfast.runtime.pool import PoolSettings, WorkerPool
-from holdfast.runtime.progress import HangSettings
 from holdfast.runtime.transport import TcpTransport
 from holdfast.telemetry.loop_delay import watch_loop
 from holdfast.telemetry.spans import open_spans
@@ -66,41 +54,26 @@ async def serve(config: FrontendConfig) -> int:
     common = inherited(config.http_listen_fd) if config.http_listen_fd >= 0 else None
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
-    caller = draw_instance_id(rng)
-    flusher = Flusher(time.monotonic_ns)
-    pool = WorkerPool(
-        discovery,
-        TcpTransport(),
-        caller=caller,
-        namespace=config.namespace,
+    assembled = Assembled(
+        config,
+        discovery=discovery,
+        transport=TcpTransport(),
         rng=rng,
-        secret=config.secret.encode(),
-        settings=PoolSettings(
-            detector=DetectorSettings(
-                freeze_after=config.freeze_after_secs, hang=HangSettings(floor=config.hang_floor_secs)
-            ),
-            inhibition=InhibitionSettings(duration=config.inhibited_duration_secs),
-        ),
-        on_read_done=flusher.flush,
+        clock=time.monotonic_ns,
+        make_spans=lambda caller: open_spans(config.traces, "frontend", caller),
     )
-    metrics = FrontendMetrics(config.metrics)
-    spans = open_spans(config.traces, "frontend", caller)
-    services = Services(config.requests, pool, flusher, metrics, rng=rng, mode=config.router_mode)
-    registry = ModelRegistry(pool, ArtifactStore())
-    frontend = Frontend(config, services, pool, registry, metrics, spans=spans)
+    frontend, metrics = assembled.app, assembled.metrics
     status = StatusServer(
         config.system, metrics=metrics.source.render, refresh=frontend.gauges.refresh, judge=frontend.verdict
     )
     status.start()
-    shared = SharedThresholds(services.thresholds, discovery, config.namespace, rng, system_address=status.address)
-    frontend.thresholds_changed = shared.changed
     server = make_server(frontend, config)
     try:
-        await pool.start()
+        await assembled.start(status.address)
         async with asyncio.TaskGroup() as group:
-            loading = group.create_task(registry.run())
-            sharing = group.create_task(shared.run())
-            looking = group.create_task(watch_loop(flusher.clock, metrics.loop_delay.observe, metrics.loop_stalls.inc))
+            running = group.create_task(assembled.run())
+            stopwatch = assembled.flusher.clock
+            looking = group.create_task(watch_loop(stopwatch, metrics.loop_delay.observe, metrics.loop_stalls.inc))
             stopping = group.create_task(Drain(frontend, server, config).on_signals())
             gc.collect()
             gc.freeze()
@@ -110,16 +83,12 @@ async def serve(config: FrontendConfig) -> int:
             log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
             await server.serve(sockets=[own] if not config.http_reuse_port else [])
             joining.cancel()
-            loading.cancel()
-            sharing.cancel()
+            running.cancel()
             looking.cancel()
             stopping.cancel()
     finally:
         status.close()
-        services.close()
-        await frontend.close()
-        with contextlib.suppress(HoldfastError):
-            await pool.close()
+        await assembled.close()
         await discovery.close()
     return EXIT_CUT if frontend.cut else EXIT_CLEAN
 

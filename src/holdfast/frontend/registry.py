@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from holdfast.base.errors import HoldfastError, ModelNotFound, NoWorkers
 from holdfast.frontend.artifacts import fetch_into
@@ -29,6 +31,20 @@ RETRY = 1.0
 """Seconds between attempts to load a model."""
 
 
+class ReadText(Protocol):
+    """Makes a model's text machinery; see `text.model.load_text`, which is the one that reads files."""
+
+    def __call__(
+        self,
+        card: ModelCard,
+        store: ArtifactStore,
+        *,
+        like: TextModel | None = None,
+        now: Callable[[], datetime] | None = None,
+    ) -> TextModel | None:
+        """Return it, or None when a file is not in the store."""
+
+
 class ServedModel:
     """A model with everything a frontend needs to speak it."""
 
@@ -42,11 +58,27 @@ class ServedModel:
 
 
 class ModelRegistry:
-    """Call `run` in a task of its own; it loads models as they appear."""
+    """Call `run` in a task of its own; it loads models as they appear.
 
-    def __init__(self, pool: WorkerPool, store: ArtifactStore):
+    Args:
+        pool: the workers.
+        store: the cache of model files.
+        wall: calendar time in seconds since 1970, for templates that print the date.
+        read_text: makes a model's text machinery; runs in the loop's executor.
+    """
+
+    def __init__(
+        self,
+        pool: WorkerPool,
+        store: ArtifactStore,
+        *,
+        wall: Callable[[], float] = time.time,
+        read_text: ReadText = load_text,
+    ):
         self._pool = pool
         self._store = store
+        self._wall = wall
+        self._read_text = read_text
         self._served: dict[str, ServedModel] = {}
         self._loading: set[str] = set()
         self._problems: dict[str, str] = {}
@@ -170,8 +202,11 @@ class ModelRegistry:
 
     def _read(self, card: ModelCard) -> TextModel:
         like = next((m.text for m in self._served.values() if m.card.tokenizer == card.tokenizer), None)
-        text = load_text(card, self._store, like=like, now=lambda: datetime.now().astimezone())
+        text = self._read_text(card, self._store, like=like, now=self._today)
         if text is None:
             raise NoWorkers("its files vanished from the cache; they are fetched again")
         text.warm()
         return text
+
+    def _today(self) -> datetime:
+        return datetime.fromtimestamp(self._wall()).astimezone()

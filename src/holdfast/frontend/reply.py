@@ -14,7 +14,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from holdfast.frontend.client_wire import ClientWire
+from holdfast.frontend.client_wire import Sink
 from holdfast.openai.encode import KEEP_ALIVE
 from holdfast.requests.flusher import Flusher
 
@@ -29,7 +29,7 @@ class Reply:
         "blocked_since", "dropped", "finished", "idle_ticks", "on_unblocked", "started",
     )  # fmt: skip
 
-    def __init__(self, wire: ClientWire, flusher: Flusher, stall_timeout: float):
+    def __init__(self, wire: Sink, flusher: Flusher, stall_timeout: float):
         """Create it; nothing is sent before `start`.
 
         Args:
@@ -59,7 +59,7 @@ class Reply:
         self.idle_ticks = 0
 
     def hold(self, head: bytes, length: int | None = None) -> None:
-        """Keep the response's head for `start`; see `ClientWire.start`."""
+        """Keep the response's head for `start`; see `Sink.start`."""
         self._head, self._length = head, length
 
     def start(self) -> None:
