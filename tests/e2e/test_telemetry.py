@@ -21,6 +21,7 @@ from tests.e2e.support import Cluster, cluster
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+STATE = "vendor=1,other=t61rcWkgMzE"
 SECRET = "harbourmaster"
 AT_REST = (
     "dynamo_frontend_inflight_requests",
@@ -55,9 +56,10 @@ def lines(log: Path) -> list[dict[str, Any]]:
 
 async def ask(logged: Cluster, label: str, content: str) -> str:
     body = {"model": logged.model, "messages": [{"role": "user", "content": content}], "max_tokens": 40, "stream": True}
-    headers = {"x-request-id": label, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"}
+    headers = {"x-request-id": label, "traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "tracestate": STATE}
     answer = await logged.http.post("/v1/chat/completions", json=body, headers=headers)
     assert answer.status_code == 200
+    assert answer.headers["x-trace-id"] == TRACE
     return answer.text
 
 
@@ -73,6 +75,7 @@ async def test_every_line_of_a_request_in_every_process_carries_its_ids(logged: 
 
     ours = await logged.until(complete)
     assert {line["trace_id"] for line in ours} == {TRACE}
+    assert {line["tracestate"] for line in ours} == {STATE}, "through the wire, on both attempts"
     assert len({line["x_dynamo_request_id"] for line in ours}) == 1
     assert {line["slot"].partition("-")[0] for line in ours} == {"frontend", "worker"}
     assert len({line["slot"] for line in ours}) == 3, "the frontend, the worker that died, the one that went on"

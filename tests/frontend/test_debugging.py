@@ -121,3 +121,17 @@ async def test_every_log_line_of_a_request_carries_its_ids_and_none_its_text(cap
     assert seen
     assert {(label, trace_id) for _, label, trace_id in seen} == {("tagged", trace)}
     assert "harbour" not in caplog.text
+
+
+async def test_every_answer_names_its_trace() -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    async with stack(1) as built:
+        joined = {"traceparent": f"00-{trace}-b7ad6b7169203331-01"}
+        for content, status in ((body("hi"), 200), (body("hi", stream=True), 200), ({"model": 7}, 400)):
+            answer = await built.http.post("/v1/chat/completions", json=content, headers=joined)
+            assert (answer.status_code, answer.headers["x-trace-id"]) == (status, trace)
+        own = await built.http.post("/v1/chat/completions", json=body("hi"))
+        assert len(own.headers["x-trace-id"]) == 32
+        assert own.headers["x-trace-id"] != trace
+        told = await built.http.get(f"/debug/requests/{own.headers['x-trace-id']}")
+        assert told.status_code == 200, "without a trace of the client's it is the request's own id"

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from holdfast.base.errors import DeadlineExceeded, NoWorkers
+from holdfast.base.errors import ClientStalled, DeadlineExceeded, NoWorkers
 from holdfast.engines.contract import Sampling
-from holdfast.requests.deadlines import SWEEP, ClientStalled
+from holdfast.requests.deadlines import SWEEP
 from tests.requests.fakes import Fleet, settle, truth
 from tests.support.virtual_time import jump, virtual
 
@@ -81,11 +81,20 @@ async def test_a_long_prompt_is_given_time_to_travel() -> None:
     await client.done()
 
 
-@pytest.mark.parametrize(("tokens", "knob"), [(0, "DYN_FIRST_TOKEN_TIMEOUT"), (2, "DYN_INTER_TOKEN_TIMEOUT")])
+@pytest.mark.parametrize(
+    ("tokens", "by_header", "knob"),
+    [
+        (0, (), "DYN_FIRST_TOKEN_TIMEOUT"),
+        (2, (), "DYN_INTER_TOKEN_TIMEOUT"),
+        (0, ("first_token", "total"), "header x-holdfast-first-token-timeout-ms"),
+        (2, ("first_token",), "DYN_INTER_TOKEN_TIMEOUT"),
+        (2, ("inter_token",), "header x-holdfast-inter-token-timeout-ms"),
+    ],
+)
 @virtual
-async def test_no_token(tokens: int, knob: str) -> None:
+async def test_no_token(tokens: int, by_header: tuple[str, ...], knob: str) -> None:
     fleet = Fleet()
-    client = fleet.start(length=5, first_token=8.0, inter_token=3.0)
+    client = fleet.start(length=5, first_token=8.0, inter_token=3.0, by_header=frozenset(by_header))
     await settle()
     first = fleet.attempts[-1].accept()
     await asyncio.sleep(5.0)
@@ -98,6 +107,7 @@ async def test_no_token(tokens: int, knob: str) -> None:
     assert second is not first
     assert first.over
     assert [e.details["knob"] for e in first.worker.failures] == [knob]
+    assert knob in first.worker.failures[0].message
     second.accept().emit(5 - tokens).end("length")
     ending = await client.done()
     assert ending.moves[0].cause == "worker_stalled"
@@ -354,3 +364,13 @@ async def test_one_faulty_stream_does_not_stop_the_keeper() -> None:
     assert good.ending.state == "expired"
     bad.sink.blocked_since = None
     await bad.done()
+
+
+def test_a_request_names_the_bounds_that_it_has_set_itself() -> None:
+    services = Fleet().services
+    assert services.bounds().by_header == frozenset()
+    patient = services.bounds(accept=9.0, total=5.0)
+    assert patient.by_header == {"accept", "total"}
+    assert patient.knob("total") == "header x-holdfast-timeout-ms"
+    assert patient.knob("accept_hedge") == "DYN_ACCEPT_HEDGE_TIMEOUT", "the setting is below what the request allows"
+    assert services.bounds(accept=0.1).knob("accept_hedge") == "header x-holdfast-accept-timeout-ms"

@@ -104,6 +104,7 @@ def test_label_values_are_bounded() -> None:
     [
         (None, ""),
         (errors.Cancelled("x"), "cancelled"),
+        (errors.ClientStalled("x"), "client_stalled"),
         (errors.ModelNotFound("x"), "not_found"),
         (errors.ContextLengthExceeded("x"), "validation"),
         (errors.UnsupportedFeature("x"), "not_implemented"),

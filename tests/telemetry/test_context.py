@@ -47,6 +47,9 @@ def test_a_clients_trace_goes_on_through_attempt_and_worker() -> None:
     worker = worker_context(request.request_id, "label", travelling, 2, {"instance_id": "w"})
     assert (worker.trace_id, worker.parent_id) == (request.trace_id, attempt_span(request.request_id, 0, 2))
     assert len({request.span_id, worker.span_id, worker.parent_id}) == 3
+    assert request.tracestate == "vendor=1"
+    assert worker_context("ab" * 16, "", travelling, 2, {}, tracestate="vendor=1").fields()["tracestate"] == "vendor=1"
+    assert worker_context("ab" * 16, "", "", 2, {}, tracestate="vendor=1").tracestate == "", "W3C: not without a parent"
 
 
 def test_without_a_clients_trace_the_request_id_is_the_trace_id() -> None:

@@ -38,6 +38,7 @@ def test_an_old_caller_at_this_worker() -> None:
     assert isinstance(opened, Opened)
     frame = opened.stream.opened_by
     assert (frame.endpoint, frame.payload, frame.headers.attempt) == ("generate", b"payload", 2)
+    assert frame.headers.tracestate == ""
     worker.delivered(opened.stream)
     worker.accept(opened.stream)
     worker.send_items([Token(Ref(1), 0, [5, 6], [(-1.0, []), (-2.0, [])]), Token(Ref(1), 2, [7])])
@@ -81,7 +82,8 @@ def test_an_old_worker_at_this_caller() -> None:
     assert (greeting.version_min, greeting.version_max) == (1, VERSION)
     caller.receive(v1.encode(v1.Welcome(1, "w1", 77)))
     assert caller.version == 1
-    stream = caller.open("generate", OpenHeaders(request_id="r", attempt=3), b"p", sink, credit=9, first_index=4)
+    headers = OpenHeaders(request_id="r", attempt=3, tracestate="vendor=1")
+    stream = caller.open("generate", headers, b"p", sink, credit=9, first_index=4)
     caller.ping()
     stream.credit(3)
     assert v1.read_caller(bytes(caller.outbox.take())) == [

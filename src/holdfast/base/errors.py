@@ -11,6 +11,7 @@ Two attributes decide everything: ``fault`` says whose it is, ``retry`` says wha
     │   ├── PayloadTooLarge                           413
     │   └── UnsupportedFeature                        400
     ├── Cancelled               caller     never      499
+    │   └── ClientStalled         took no byte for too long
     ├── PoisonRequest           request    never      500
     ├── DeadlineExceeded        internal   later      504
     ├── CapacityExhausted       capacity   later      503
@@ -169,6 +170,12 @@ class Cancelled(HoldfastError):
     status = 499
     openai_type = "cancelled"
     hint = ""
+
+
+class ClientStalled(Cancelled):
+    """The client took no byte for longer than its bound."""
+
+    code = "client_stalled"
 
 
 class PoisonRequest(HoldfastError):

@@ -74,6 +74,9 @@ HTTP_CONNECTIONS = 8_192
 REQUEST_LABEL_CHARS = 128
 """A client's `x-request-id` is cut to this length."""
 
+TRACESTATE_CHARS = 512
+"""A longer W3C ``tracestate`` is dropped: what must be passed on at least (W3C Trace Context, 3.3.1.5)."""
+
 CHOICES_PER_REQUEST = 128
 """Largest `n`."""
 

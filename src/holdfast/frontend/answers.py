@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from typing import Generic, TypeVar
 
-from holdfast.base.errors import HoldfastError
+from holdfast.base.errors import ClientStalled, HoldfastError
 from holdfast.frontend.choices import Choice, StreamedChoice, WholeChoice
 from holdfast.frontend.client_wire import head_of
 from holdfast.frontend.prepare import Prepared
@@ -27,7 +27,6 @@ from holdfast.openai.encode import (
 from holdfast.openai.errors import error_event, error_response
 from holdfast.openai.logprobs import TokenNames
 from holdfast.openai.responses import CompletionUsage
-from holdfast.requests.deadlines import ClientStalled
 from holdfast.requests.plan import Ending
 from holdfast.requests.request import Request
 
@@ -59,6 +58,8 @@ class Answer(abc.ABC, Generic[ChoiceT]):
         """The client left before that."""
         self.error: HoldfastError | None = None
         """What it ended with, when not all went well."""
+        self.trace_id = ""
+        """Of the client's trace, or of the one that began here."""
         self.overload_status = 503
         """HTTP status of an answer that says that there is no room."""
         self.choices: list[ChoiceT] = self._make_choices()
@@ -75,7 +76,7 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 
     def refuse(self, error: HoldfastError) -> None:
         """Answer with an error; nothing has been sent yet."""
-        answer = error_response(error, self.label, overload_status=self.overload_status)
+        answer = error_response(error, self.label, overload_status=self.overload_status, trace_id=self.trace_id)
         self.error = error
         self.done = True
         headers = [header for header in answer.headers if header[0] != b"content-length"]
@@ -106,7 +107,8 @@ class Answer(abc.ABC, Generic[ChoiceT]):
     def head(self, common: bytes) -> bytes:
         """Return the response's head: what such answers have in common, and what is this one's own."""
         worker = b"x-holdfast-worker: %b\r\n" % self._worker.encode() if self._worker else b""
-        return b"%bx-request-id: %b\r\n%b" % (common, self.label.encode("latin-1", "replace"), worker)
+        label = self.label.encode("latin-1", "replace")
+        return b"%bx-request-id: %b\r\nx-trace-id: %b\r\n%b" % (common, label, self.trace_id.encode(), worker)
 
     def counts(self) -> CompletionUsage:
         """Return the usage of the whole request: each prompt once, all choices."""

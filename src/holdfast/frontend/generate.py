@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from holdfast.base.errors import Cancelled, CapacityExhausted, HoldfastError, InternalError
+from holdfast.base.errors import Cancelled, CapacityExhausted, ClientStalled, HoldfastError, InternalError
 from holdfast.base.ids import RequestId, draw_request_id
 from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
@@ -28,7 +28,6 @@ from holdfast.openai.errors import error_response
 from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
 from holdfast.openai.mapping import token_budget
 from holdfast.requests import seeds
-from holdfast.requests.deadlines import ClientStalled
 from holdfast.requests.plan import Deadlines, Plan
 from holdfast.requests.request import Request
 from holdfast.requests.service import Services
@@ -108,13 +107,13 @@ class GenerateRoute:
             return
         except HoldfastError as error:
             story.refused(error)
-            await self._refuse(send, error, headers_label(scope) or request_id)
+            await self._refuse(send, error, headers_label(scope) or request_id, story.trace_id)
             return
         except Exception:
             log.exception("request %s could not be prepared", request_id)
             fault = InternalError("The request could not be prepared.")
             story.refused(fault)
-            await self._refuse(send, fault, request_id)
+            await self._refuse(send, fault, request_id, story.trace_id)
             return
         finally:
             story.settle()
@@ -143,6 +142,7 @@ class GenerateRoute:
         kind = StreamedAnswer if prepared.spec.stream else WholeAnswer
         answer = kind(reply, story.id, plans[0].label or story.id, int(self._wall()), prepared)
         answer.overload_status = self._config.http_overload_status_code
+        answer.trace_id = story.trace_id
         try:
             request = Request(self._services, [*zip(plans, answer.choices, strict=True)])
         except HoldfastError as error:
@@ -245,8 +245,9 @@ class GenerateRoute:
                 measured=self._in_hand - 1,
             )
 
-    async def _refuse(self, send: Send, error: HoldfastError, label: str) -> None:
-        answer = error_response(error, label, overload_status=self._config.http_overload_status_code)
+    async def _refuse(self, send: Send, error: HoldfastError, label: str, trace_id: str) -> None:
+        status = self._config.http_overload_status_code
+        answer = error_response(error, label, overload_status=status, trace_id=trace_id)
         await send({"type": "http.response.start", "status": answer.status, "headers": answer.headers})
         await send({"type": "http.response.body", "body": answer.body})
 

@@ -161,7 +161,7 @@ class Story:
             model=self.model,
             surface=self.surface,
             kind=self.kind,
-            trace_id=self.context.trace_id if self.context is not None else self.id,
+            trace_id=self.trace_id,
             arrived=self.arrived,
             prepared=self.prepared_seconds,
             seconds=self.seconds(),
@@ -170,6 +170,11 @@ class Story:
             error=error.message if error is not None else "",
             streams=[_stream(stream, self.arrived) for stream in request.streams] if request is not None else (),
         )
+
+    @property
+    def trace_id(self) -> str:
+        """Of the client's trace, or of the one that began here."""
+        return self.context.trace_id if self.context is not None else self.id
 
     def seconds(self) -> float:
         """Return the time since its arrival."""

@@ -26,7 +26,9 @@ class ErrorResponse(NamedTuple):
     body: bytes
 
 
-def error_response(error: HoldfastError, request_id: str = "", *, overload_status: int = 503) -> ErrorResponse:
+def error_response(
+    error: HoldfastError, request_id: str = "", *, overload_status: int = 503, trace_id: str = ""
+) -> ErrorResponse:
     """Return the HTTP answer for an error; ``overload_status`` is what lack of room is answered with.
 
     ``Retry-After`` is in whole seconds, at least 1. ``x-should-retry: false`` keeps OpenAI's clients from
@@ -36,6 +38,8 @@ def error_response(error: HoldfastError, request_id: str = "", *, overload_statu
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if request_id:
         headers.append((b"x-request-id", request_id.encode("latin-1", "replace")))
+    if trace_id:
+        headers.append((b"x-trace-id", trace_id.encode()))
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
     if error.retry == "never":

@@ -123,8 +123,8 @@ def _trace(_name: bytes, value: bytes) -> str:
 
 
 def _state(_name: bytes, value: bytes) -> str:
-    """Return a ``tracestate`` of at most 512 characters, which W3C asks to pass on; a longer one is dropped."""
-    return value.decode("latin-1").strip() if len(value) <= 512 and value.isascii() else ""
+    """Return a ``tracestate`` of the length that W3C asks to pass on; a longer one is dropped."""
+    return value.decode("latin-1").strip() if len(value) <= limits.TRACESTATE_CHARS and value.isascii() else ""
 
 
 def _shown(value: bytes) -> str:

@@ -94,7 +94,10 @@ def _answer(description: str, content: Json, headers: Json | None = None) -> Jso
     return {"description": description, "content": content, "headers": headers or {}}
 
 
-_REQUEST_ID = {"x-request-id": {"description": "The request's label.", "schema": {"type": "string"}}}
+_REQUEST_ID = {
+    "x-request-id": {"description": "The request's label.", "schema": {"type": "string"}},
+    "x-trace-id": {"description": "Its trace in logs and traces, 32 hex digits.", "schema": {"type": "string"}},
+}
 _RETRY = {
     "retry-after": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}},
     "x-should-retry": {"description": "'false' where repeating can't help.", "schema": {"type": "string"}},

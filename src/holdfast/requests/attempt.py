@@ -72,6 +72,7 @@ class Attempt:
             traceparent=attempt_traceparent(plan.traceparent, plan.request_id, plan.choice, self.number),
             remaining_ms=generation.remaining_ms(self.started_at),
             priority=plan.priority,
+            tracestate=plan.context.tracestate if plan.context is not None else "",
         )
         payload = GenerateRequest(
             request_id=plan.request_id,

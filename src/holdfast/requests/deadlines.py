@@ -13,7 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from holdfast.base.errors import AcceptOverdue, Cancelled, DeadlineExceeded, StreamIncomplete, WorkerStalled
+from holdfast.base.errors import AcceptOverdue, ClientStalled, DeadlineExceeded, StreamIncomplete, WorkerStalled
 
 if TYPE_CHECKING:
     from holdfast.requests.attempt import Attempt
@@ -27,12 +27,6 @@ SWEEP = 0.05
 LATE = 0.5
 """A sweep that comes later than this was held up itself (or the process was stopped): all clocks of workers and
 clients start anew."""
-
-
-class ClientStalled(Cancelled):
-    """The client took no byte for longer than its bound."""
-
-    code = "client_stalled"
 
 
 class Deadlines:
@@ -73,7 +67,8 @@ class Deadlines:
     def _look(self, generation: Generation, now: float) -> None:
         if generation.expires and now > generation.expires:
             bound = generation.plan.deadlines.total
-            generation.finish_with(_overdue("total", "DYN_REQUEST_TIMEOUT", bound, now - generation.started_at))
+            knob = generation.plan.deadlines.knob("total")
+            generation.finish_with(_overdue("total", knob, bound, now - generation.started_at))
             return
         blocked = generation.blocked_since
         if blocked is not None:
@@ -91,8 +86,9 @@ class Deadlines:
     def _look_at_client(self, generation: Generation, since: float, now: float) -> None:
         bound = generation.plan.deadlines.client_stall
         if bound and now - since > bound:
-            why = f"The client took no byte for {bound:g} s (DYN_CLIENT_STALL_TIMEOUT)."
-            generation.cancel("client_stalled", ClientStalled(why, bound_seconds=bound))
+            knob = generation.plan.deadlines.knob("client_stall")
+            why = f"The client took no byte for {bound:g} s ({knob})."
+            generation.cancel("client_stalled", ClientStalled(why, bound_seconds=bound, knob=knob))
 
     def _look_for_tokens(self, generation: Generation, attempt: Attempt, now: float) -> None:
         if generation.count != generation.seen:
@@ -107,7 +103,7 @@ class Deadlines:
         bound = bounds.first_token if fresh else bounds.inter_token
         since = max(generation.seen_at, attempt.accepted_at, self._fair_since)
         if bound and now - since > bound:
-            knob = "DYN_FIRST_TOKEN_TIMEOUT" if fresh else "DYN_INTER_TOKEN_TIMEOUT"
+            knob = bounds.knob("first_token" if fresh else "inter_token")
             stage = "first token" if fresh else "next token"
             attempt.fail(
                 WorkerStalled(
@@ -125,9 +121,9 @@ class Deadlines:
         waited = now - max(attempt.started_at, self._fair_since) - allowance
         hedged = 0 < bounds.accept_hedge < waited and self._placement.others(generation.need, attempt.placed.worker)
         if hedged:
-            bound, knob = bounds.accept_hedge, "DYN_ACCEPT_HEDGE_TIMEOUT"
+            bound, knob = bounds.accept_hedge, bounds.knob("accept_hedge")
         elif 0 < bounds.accept < waited:
-            bound, knob = bounds.accept, "DYN_ACCEPT_TIMEOUT"
+            bound, knob = bounds.accept, bounds.knob("accept")
         else:
             return
         attempt.fail(

@@ -19,6 +19,19 @@ Join = Literal["none", "exact", "declared"]
 one continuation may differ from what an undisturbed run would have said."""
 
 
+Bound = Literal["accept_hedge", "accept", "first_token", "inter_token", "total", "client_stall", "wait"]
+_KNOBS: dict[Bound, tuple[str, str]] = {
+    "accept_hedge": ("DYN_ACCEPT_HEDGE_TIMEOUT", "x-holdfast-accept-timeout-ms"),
+    "accept": ("DYN_ACCEPT_TIMEOUT", "x-holdfast-accept-timeout-ms"),
+    "first_token": ("DYN_FIRST_TOKEN_TIMEOUT", "x-holdfast-first-token-timeout-ms"),
+    "inter_token": ("DYN_INTER_TOKEN_TIMEOUT", "x-holdfast-inter-token-timeout-ms"),
+    "total": ("DYN_REQUEST_TIMEOUT", "x-holdfast-timeout-ms"),
+    "client_stall": ("DYN_CLIENT_STALL_TIMEOUT", ""),
+    "wait": ("DYN_MIGRATION_WAIT_SECS", ""),
+}
+"""Of each bound: the setting, and the header of a request that goes before it."""
+
+
 class Deadlines(msgspec.Struct, frozen=True):
     """Bounds in seconds for one stream; 0: none."""
 
@@ -29,6 +42,13 @@ class Deadlines(msgspec.Struct, frozen=True):
     total: float
     client_stall: float
     wait: float
+    by_header: frozenset[Bound] = frozenset()
+    """Those that the request itself has set."""
+
+    def knob(self, bound: Bound) -> str:
+        """Return what a bound was set by: the header when the request brought it, else the setting."""
+        setting, header = _KNOBS[bound]
+        return f"header {header}" if bound in self.by_header else setting
 
 
 class Plan(msgspec.Struct, frozen=True):

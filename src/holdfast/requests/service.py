@@ -16,8 +16,8 @@ from holdfast.requests.fleet import Pool
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.leases import LeaseBook
 from holdfast.requests.placement import Placement
+from holdfast.requests.plan import Bound, Ending
 from holdfast.requests.plan import Deadlines as Bounds
-from holdfast.requests.plan import Ending
 from holdfast.requests.poison import Inquest
 from holdfast.routing.admission import Admission
 from holdfast.routing.policy import Policy, RouterMode
@@ -105,6 +105,13 @@ class Services:
     ) -> Bounds:
         """Return the deadlines of one request; arguments in seconds come from its headers and override settings."""
         s = self.settings
+        given: dict[Bound, float | None] = {
+            "accept_hedge": accept if accept is not None and accept < s.accept_hedge_timeout else None,
+            "accept": accept,
+            "first_token": first_token,
+            "inter_token": inter_token,
+            "total": total,
+        }
         return Bounds(
             accept_hedge=s.accept_hedge_timeout if accept is None else min(accept, s.accept_hedge_timeout),
             accept=s.accept_timeout if accept is None else accept,
@@ -113,6 +120,7 @@ class Services:
             total=s.request_timeout if total is None else total,
             client_stall=s.client_stall_timeout,
             wait=s.migration_wait_secs,
+            by_header=frozenset(name for name, value in given.items() if value is not None),
         )
 
     def close(self) -> None:

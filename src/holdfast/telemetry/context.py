@@ -193,7 +193,9 @@ def attempt_span(request_id: str, choice: int, attempt: int) -> str:
     return _mixed(request_id, ((choice + 1) << 16) + attempt)
 
 
-def worker_context(request_id: str, label: str, traceparent: str, attempt: int, facts: Facts) -> RequestContext:
+def worker_context(
+    request_id: str, label: str, traceparent: str, attempt: int, facts: Facts, *, tracestate: str = ""
+) -> RequestContext:
     """Return the context of an attempt at its worker; without a traceparent the request begins a trace of its own."""
     parent = traceparent[_SPAN] or ""
     return RequestContext(
@@ -204,6 +206,7 @@ def worker_context(request_id: str, label: str, traceparent: str, attempt: int, 
         span_id=_mixed(request_id, (attempt << 32) + (int(parent, 16) & 0xFFFF_FFFF if parent else 0)),
         parent_id=parent,
         flags=traceparent[53:55] or "00",
+        tracestate=tracestate if traceparent else "",
         facts=facts,
     )
 

@@ -11,11 +11,12 @@ from holdfast.base import errors
 
 ErrorType = Literal[
     "", "validation", "not_found", "overload", "unavailable", "cancelled", "response_timeout", "first_token_timeout",
-    "intra_token_timeout", "internal", "not_implemented", "backend_error", "truncated_stream",
+    "intra_token_timeout", "internal", "not_implemented", "backend_error", "truncated_stream", "client_stalled",
 ]  # fmt: skip
 """Values of the label ``error_type``; empty: success."""
 
 _BY_CLASS: tuple[tuple[type[errors.HoldfastError], ErrorType], ...] = (
+    (errors.ClientStalled, "client_stalled"),
     (errors.Cancelled, "cancelled"),
     (errors.NotFound, "not_found"),
     (errors.UnsupportedFeature, "not_implemented"),

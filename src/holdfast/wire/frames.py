@@ -41,6 +41,9 @@ class OpenHeaders(msgspec.Struct, frozen=True, omit_defaults=True):
     remaining_ms: int = 0
     """Time left for the whole request; 0: no bound."""
     priority: int = 0
+    tracestate: str = ""
+    """W3C Trace Context: what other systems keep in the trace, passed on as it came; over
+    `limits.TRACESTATE_CHARS` it is dropped. Peers that do not know it skip it, as any field of this map."""
 
 
 class Progress(msgspec.Struct, array_like=True, frozen=True):

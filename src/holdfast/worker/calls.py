@@ -8,9 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from holdfast.base.errors import Cancelled, HoldfastError, InvalidRequest, StreamIncomplete, WorkerDraining
+from holdfast.base.limits import TRACESTATE_CHARS
 from holdfast.runtime.streams import IncomingCall
 from holdfast.telemetry import context
 from holdfast.telemetry.catalogue import CATALOGUE
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 ErrorType = Literal["deserialization", "invalid_message", "generate", "publish_response"]
 _TOKEN_BYTES = 4
+_REFUSED_WITH = ("worker_saturated", "worker_draining", "invalid_request", "engine_failed", "internal")
+"""Codes of calls that are not accepted, as far as they are expected."""
 
 
 class CallStory:
@@ -68,10 +71,20 @@ class Calls:
         self._rejected = r.counter("dynamo_work_handler_enqueue_rejected_total").labels()
         self._first_response = r.histogram("dynamo_work_handler_time_to_first_response_seconds").labels()
 
+    def foresee(self) -> None:
+        """Let counters whose labels are known begin at nought: one that is born at one has not increased."""
+        for kind in get_args(ErrorType):
+            self._errors.labels(*self._where, kind)
+        for code in _REFUSED_WITH:
+            self._refusals.labels(*self._where, code)
+
     def begin(self, call: IncomingCall, *, canary: bool) -> CallStory:
         """A call has come in."""
         headers = call.headers
-        ids = worker_context(headers.request_id, headers.label, headers.traceparent, headers.attempt, self._facts)
+        state = headers.tracestate if len(headers.tracestate) <= TRACESTATE_CHARS else ""
+        ids = worker_context(
+            headers.request_id, headers.label, headers.traceparent, headers.attempt, self._facts, tracestate=state
+        )
         if not canary:
             self._requests.inc()
             self._request_bytes.inc(len(call.payload))
