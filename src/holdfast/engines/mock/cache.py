@@ -123,6 +123,14 @@ class BlockPool:
         if not self._reuse:
             self._evict(len(self._idle))
 
+    def clear(self) -> None:
+        """Forget every block that nobody holds, as engines do when their cache is reset."""
+        for name in self._idle:
+            del self._sealed[name]
+        self._idle.clear()
+        if self._events:
+            self._pending, self._missed = self._snapshot(), False
+
     def take_events(self) -> list[KvEvent]:
         """Return and forget what changed."""
         if self._missed:

@@ -8,6 +8,9 @@ import msgspec
 
 from holdfast.base.settings import setting
 
+ProfileName = Literal["default", "reference", "h100-qwen3-32b-tp2", "b200-minimax-m2.5-fp8-tp4"]
+"""Named parameter sets; `profiles` holds them with their sources."""
+
 
 class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Size, speed and manners of the simulated engine. Blocks are ``block_size`` tokens of KV cache."""
@@ -16,6 +19,12 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         "mock"
     )
     """Part of every generated token's hash, through ``GenerateRequest.model``."""
+    profile: Annotated[
+        ProfileName,
+        setting("DYN_MOCK_PROFILE", "Speed and size of a real model and GPU.", flag="mock-profile"),
+    ] = "default"
+    """Which timing model applies, and what sizes the settings below have where they are left at their defaults
+    (`profiles.applied`)."""
     block_size: Annotated[int, setting("DYN_MOCK_BLOCK_SIZE", "Tokens per KV cache block.", ge=1)] = 16
     """Tokens per KV block; 16 as vLLM ships it."""
     num_blocks: Annotated[
@@ -61,6 +70,18 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         setting("DYN_MOCK_PREEMPTION", "Who gives way when the KV cache is full.", flag="mock-preemption"),
     ] = "lifo"
     """``lifo``: the newest running sequence is recomputed later; ``fifo``: the oldest."""
+    watermark: Annotated[
+        float,
+        setting(
+            "DYN_MOCK_WATERMARK",
+            "Share of the KV blocks kept free when a prompt is admitted.",
+            flag="mock-watermark",
+            ge=0,
+            lt=1,
+        ),
+    ] = 0.0
+    """A waiting sequence is admitted only when its whole prompt fits and this share of all blocks stays free, unless
+    it would be alone; 0: when its first chunk fits."""
     speedup_ratio: Annotated[
         float,
         setting(

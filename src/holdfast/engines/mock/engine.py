@@ -34,6 +34,7 @@ from holdfast.engines.mock.cache import BlockPool
 from holdfast.engines.mock.config import MockConfig
 from holdfast.engines.mock.directives import NONE, directives_of
 from holdfast.engines.mock.misbehaviour import StandingOrders, read_order
+from holdfast.engines.mock.profiles import PROFILES, applied
 from holdfast.engines.mock.scheduler import Batch, Scheduler
 from holdfast.engines.mock.sequence import Sequence
 from holdfast.engines.mock.timing import step_seconds
@@ -51,7 +52,8 @@ class MockEngine(Engine):
     """A simulated engine; see `directives` and `misbehaviour` for what it can be told to do."""
 
     def __init__(self, config: MockConfig | None = None):
-        self.config = config or MockConfig()
+        self.config = applied(config or MockConfig())
+        self._model = PROFILES[self.config.profile].model
         self._pool = BlockPool(
             self.config.num_blocks,
             self.config.block_size,
@@ -186,6 +188,8 @@ class MockEngine(Engine):
             self._die(EngineFailed("The mock engine died on command."))
         elif order.do == "hang":
             self._hang(order.seconds)
+        elif order.do == "clear":
+            self._pool.clear()
         elif order.do == "unhang":
             self._unhang()
         return {"ok": True, "steps": self._steps, "hung": self._orders.hung}
@@ -218,7 +222,15 @@ class MockEngine(Engine):
         self._timer = self._loop.call_later(seconds, self._begin)
 
     def _schedule_finish(self, batch: Batch) -> None:
-        duration = step_seconds(self.config, batch.prefill_tokens, batch.decoding, self._pool.used / self._pool.total)
+        duration = step_seconds(
+            self.config,
+            batch.prefill_tokens,
+            batch.decoding,
+            self._pool.used / self._pool.total,
+            model=self._model,
+            context=batch.context,
+            pairs=batch.pairs,
+        )
         duration *= self._orders.slow
         now = self._loop.time()
         start = now

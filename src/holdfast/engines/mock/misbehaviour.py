@@ -13,7 +13,7 @@ import msgspec
 
 from holdfast.base.errors import EngineFailed, HoldfastError, InvalidRequest, WorkerSaturated
 
-Kind = Literal["crash", "freeze", "hang", "unhang", "die", "slow", "compile", "error", "abort", "refuse"]
+Kind = Literal["crash", "freeze", "hang", "unhang", "die", "slow", "compile", "error", "abort", "refuse", "clear"]
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -21,7 +21,7 @@ class Order(msgspec.Struct, frozen=True):
 
     ``times``: how many sequences or submissions an ``error``, ``abort`` or ``refuse`` hits. ``factor``: how much
     longer every step takes from now on under ``slow`` (1 ends it). ``seconds``: how long a ``compile`` or a
-    ``hang`` lasts (0: a hang without end).
+    ``hang`` lasts (0: a hang without end). ``clear`` drops the cached KV blocks that nobody uses.
     """
 
     do: Kind

@@ -3,7 +3,9 @@
 Running sequences come first, in the order of their admission: one token each when decoding, a chunk of the
 prompt otherwise, until the step's token budget is spent. Then waiting sequences are admitted, first come
 first served, while seats, budget and blocks last. When a running sequence finds no block, the newest (or
-oldest) one gives its blocks back and waits at the head of the queue.
+oldest) one gives its blocks back and waits at the head of the queue, to be computed again (what the cache still
+has of it is found). A watermark keeps blocks for those who run: a prompt is then admitted only when all of it fits
+and that share of the blocks stays free.
 
 Must never produce tokens or know about time.
 """
@@ -21,12 +23,16 @@ from holdfast.engines.mock.sequence import Sequence
 class Batch:
     """One step: the sequences in it (``Sequence.scheduled`` tokens each) and what it costs."""
 
-    __slots__ = ("closed", "decoding", "prefill_tokens", "sequences")
+    __slots__ = ("closed", "context", "decoding", "pairs", "prefill_tokens", "sequences")
 
     def __init__(self) -> None:
         self.sequences: list[Sequence] = []
         self.prefill_tokens = 0
         self.decoding = 0
+        self.context = 0
+        """Tokens of context of the sequences that decode, all together."""
+        self.pairs = 0.0
+        """(Prompt token, token before it) pairs that attention looks at."""
         self.closed = False
         """Somebody had to give way in this step: nobody may join it."""
 
@@ -36,8 +42,10 @@ class Batch:
         self.sequences.append(sequence)
         if tokens == 1 and sequence.remaining == 1:
             self.decoding += 1
+            self.context += sequence.computed
         else:
             self.prefill_tokens += tokens
+            self.pairs += tokens * (sequence.computed + tokens / 2)
         return tokens
 
     @property
@@ -56,6 +64,12 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.preemptions = 0
         self._steps = 0
+        self._reserve = int(config.watermark * pool.total)
+        """Blocks that an admission leaves free."""
+        self._refused: Sequence | None = None
+        """The head of the queue, when it did not fit with so many blocks available: no use in asking again before
+        there are more."""
+        self._refused_at = 0
 
     @property
     def busy(self) -> bool:
@@ -84,10 +98,14 @@ class Scheduler:
         batch = Batch()
         budget = self._config.max_num_batched_tokens
         preempted = self.preemptions
+        size = self._pool.block_size
         for sequence in list(self.running.values()):
             if budget <= 0:
                 break
-            if sequence.live and sequence.key in self.running and not self._skips(sequence):
+            # one decode token in a block that it has already: nearly all of them, so nothing is called
+            if sequence.computed + 1 == len(sequence.ids) and sequence.computed % size and sequence.slow == 1:
+                budget -= batch.put(sequence, 1)
+            elif sequence.live and sequence.key in self.running and not self._skips(sequence):
                 budget -= self._schedule(sequence, budget, batch)
         if preempted == self.preemptions:
             self._admit(budget, batch)
@@ -122,15 +140,27 @@ class Scheduler:
     def _admit(self, budget: int, batch: Batch) -> None:
         while self.waiting and budget > 0 and len(self.running) < self._config.max_num_seqs:
             sequence = self.waiting[0]
+            available = self._pool.available
+            if sequence is self._refused and available <= self._refused_at and self.running:
+                return
             if self._config.prefix_caching and sequence.held == 0:
                 sequence.adopt_prefix(self._pool)
             tokens = self._chunk(sequence, budget)
-            if not sequence.reserve(self._pool, tokens):
+            if not (self._leaves_reserve(sequence) and sequence.reserve(self._pool, tokens)):
                 sequence.drop_blocks(self._pool)
+                self._refused, self._refused_at = sequence, available
                 return
+            self._refused = None
             self.waiting.popleft()
             self.running[sequence.key] = sequence
             budget -= batch.put(sequence, tokens)
+
+    def _leaves_reserve(self, sequence: Sequence) -> bool:
+        """Whether the watermark lets this sequence in; it always does when nobody else runs."""
+        if not self._reserve or not self.running:
+            return True
+        whole = -(-len(sequence.ids) // self._pool.block_size)
+        return self._pool.available - (whole - sequence.held) >= self._reserve
 
     def _preempt(self, needy: Sequence) -> bool:
         """Free the blocks of one running sequence; returns whether ``needy`` itself still runs."""
