@@ -63,6 +63,8 @@ class MockEngine(Engine):
         self._scheduler = Scheduler(self.config, self._pool)
         self._room = min(self.config.context_length, self.config.num_blocks * self.config.block_size)
         self._orders = StandingOrders()
+        self.kill, self.pause = misbehaviour.kill_self, misbehaviour.stop_self
+        """What ``crash`` and ``freeze`` do to the process; the simulation puts its own in their place."""
         self._phase: Phase = "starting"
         self._silent = 0.0
         self._steps = 0
@@ -181,9 +183,9 @@ class MockEngine(Engine):
         order = read_order(command)
         self._orders.give(order)
         if order.do == "crash":
-            misbehaviour.kill_self()
+            self.kill()
         elif order.do == "freeze":
-            misbehaviour.stop_self()
+            self.pause()
         elif order.do == "die":
             self._die(EngineFailed("The mock engine died on command."))
         elif order.do == "hang":
@@ -345,9 +347,9 @@ class MockEngine(Engine):
             return False, None
         sequence.fault_at = -1
         if kind == "crash":
-            misbehaviour.kill_self()
+            self.kill()
         elif kind == "freeze":
-            misbehaviour.stop_self()
+            self.pause()
             return False, None
         elif kind == "die":
             self._loop.call_soon(self._die, EngineFailed("The mock engine died on command."))
