@@ -26,7 +26,7 @@ SWITCH = "HOLDFAST_BENCH_WITHOUT_TELEMETRY"
 def take_out() -> None:
     """Replace what telemetry does in this process by nothing."""
     # imported where a process begins, before anything else has been
-    from holdfast.frontend import metrics, story  # noqa: PLC0415
+    from holdfast.frontend import metrics, prepare, story  # noqa: PLC0415
     from holdfast.requests import driver, flusher, generation  # noqa: PLC0415
     from holdfast.telemetry import context, loop_delay  # noqa: PLC0415
 
@@ -34,10 +34,16 @@ def take_out() -> None:
         return None
 
     for name in ("prepared", "begun", "finished", "attempt_started", "attempt_sent", "accepted", "first_token",
-                 "progressed", "migration_started", "migrated", "ended", "pool_event"):  # fmt: skip
+                 "progressed", "migration_started", "migrated", "ended", "answered", "pool_event"):  # fmt: skip
         setattr(metrics.FrontendMetrics, name, nothing)
     for name in ("identify", "refused", "ended"):
         setattr(story.Story, name, nothing)
+    prepared = prepare.Preparer.__init__
+
+    def unwatched(self: prepare.Preparer, *args: object) -> None:
+        prepared(self, *args[:-1], prepare.Timing(lambda: 0, nothing, nothing))  # type: ignore[arg-type]
+
+    prepare.Preparer.__init__ = unwatched  # type: ignore[method-assign]
     generation.Generation.note = nothing  # type: ignore[method-assign]
     flusher.Flusher.look = nothing  # type: ignore[method-assign]
     flusher._loop_ns = lambda: 0  # noqa: SLF001

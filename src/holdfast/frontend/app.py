@@ -69,6 +69,8 @@ class Frontend:
         """Whether draining had to end streams."""
         self.thresholds_changed: Callable[[], None] = _nothing
         """Called when thresholds were changed at this frontend; whoever shares them with others sets it."""
+        self.connections: Callable[[], int] = int
+        """Returns how many connections clients hold; whoever listens sets it."""
         self._gate = Gate(config)
         self.stories = Stories(metrics, services.flusher.clock, config.explain_requests, spans)
         self.generate = GenerateRoute(config, services, registry, self.stories, self._gate, wall=wall)

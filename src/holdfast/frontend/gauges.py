@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.frontend.metrics import shown_state
+from holdfast.frontend.standing import Standing
 from holdfast.models.card import ModelCard
 from holdfast.runtime.pool import Worker
 from holdfast.telemetry.traffic import TRAFFIC
@@ -17,7 +18,7 @@ from holdfast.telemetry.traffic import TRAFFIC
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
 
-_STATES = ("unknown", "probing", "usable", "suspect", "ejected", "draining")
+STATES = ("unknown", "probing", "usable", "suspect", "ejected", "draining")
 _STAGES = {"received": "route", "placing": "route", "migrating": "route", "dispatched": "dispatch"}
 _CARD_FIELDS = {
     "model_total_kv_blocks": "total_kv_blocks",
@@ -44,6 +45,7 @@ class Gauges:
         self._limit = r.gauge(f"{front}model_migration_limit")
         self._cards = {field: r.gauge(f"{front}{name}") for name, field in _CARD_FIELDS.items()}
         self._workers = r.gauge("holdfast_frontend_workers")
+        self._state = r.gauge("holdfast_frontend_worker_state")
         self._blocks = r.gauge(f"{front}worker_active_decode_blocks")
         self._prefill = r.gauge(f"{front}worker_active_prefill_tokens")
         self._waiting = r.gauge(f"{front}worker_waiting_requests")
@@ -62,6 +64,8 @@ class Gauges:
         self._pool_idle = r.gauge("dynamo_transport_tcp_pool_idle").labels()
         self._told = (0, 0, 0)
         self._seen_models: set[str] = set()
+        self._standing = Standing(frontend)
+        r.watch_process()
 
     def render(self) -> bytes:
         """Return all metrics of the frontend as they are now, in Prometheus' text format."""
@@ -75,6 +79,7 @@ class Gauges:
         self._streams()
         self._models()
         self._each_worker(workers)
+        self._standing.refresh()
         for kind, held in frontend.services.leases.sums().items():
             self._leases.labels(kind).set(held)
         for gauge in self._plane:
@@ -112,6 +117,7 @@ class Gauges:
         for gauge in (self._ready, self._usable, self._limit, *self._cards.values()):
             gauge.clear()
         for model in sorted(known):
+            self._frontend.metrics.expect(model)
             label = self._frontend.metrics.label(model)
             usable = len(pool.usable(model))
             self._ready.labels(label).set(usable > 0)
@@ -126,10 +132,10 @@ class Gauges:
 
     def _each_worker(self, workers: Sequence[Worker]) -> None:
         states = Counter(shown_state(worker) for worker in workers)
-        for state in _STATES:
+        for state in STATES:
             self._workers.labels(state).set(states[state])
         gauges = (self._blocks, self._prefill, self._waiting, self._last_first, self._last_prompt, self._last_inter)
-        for gauge in (*gauges, self._after_cancel):
+        for gauge in (*gauges, self._after_cancel, self._state):
             gauge.clear()
         for worker in workers:
             where = (worker.instance, "0", "aggregated")
@@ -137,6 +143,9 @@ class Gauges:
             self._blocks.labels(*where).set(load.kv_used_blocks)
             self._prefill.labels(*where).set(load.prefill_tokens)
             self._waiting.labels(*where).set(load.waiting)
+            shown = shown_state(worker)
+            for state in STATES:
+                self._state.labels(worker.instance, state).set(state == shown)
             self._after_cancel.labels(worker.instance).set(worker.progress.tokens_after_cancel)
             last = self._frontend.metrics.last_seen.get(worker.instance)
             if last is not None:

@@ -20,7 +20,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.gate import Gate
 from holdfast.frontend.keepalive import KeepAlive
 from holdfast.frontend.offload import Offload
-from holdfast.frontend.prepare import Prepared, Preparer, Surface
+from holdfast.frontend.prepare import Prepared, Preparer, Surface, Timing
 from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.reply import Reply
 from holdfast.frontend.story import Stories, Story
@@ -54,7 +54,8 @@ class GenerateRoute:
         self._metrics = stories.metrics
         self._stories = stories
         self._offload = Offload()
-        self._preparer = Preparer(config, registry, self._offload, services.rng)
+        timing = Timing(stories.clock, stories.metrics.template_time.observe, stories.metrics.tokenize_time.observe)
+        self._preparer = Preparer(config, registry, self._offload, services.rng, timing)
         self._bodies = Bodies(config.http_body_limit_mb * 1024 * 1024)
         self._stall = config.requests.client_stall_timeout
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000, self._stall)

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from holdfast.base.errors import HoldfastError
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +29,10 @@ class Bounds(msgspec.Struct):
     stall_timeout: float = 60.0
     """Bound for taking nothing of a complete answer; 0: as long as idle connections are kept."""
     max_connections: int = 8192
+    overload_status: int = 503
+    """HTTP status of the answer to a connection too many."""
+    on_turned_away: Callable[[HoldfastError], None] = lambda _: None
+    """Counts such connections."""
     lingering: int = 0
     """Connections that have been answered for the last time."""
     leaving: bool = False

@@ -18,8 +18,10 @@ import httptools
 import msgspec
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
+from holdfast.base.errors import CapacityExhausted
 from holdfast.frontend.client_wire import ClientWire
 from holdfast.frontend.http_clocks import Bounds, Clocked
+from holdfast.openai.errors import Headers, error_response
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,8 @@ PIPELINED = 128
 """Requests that may wait on one connection behind the one that is answered."""
 LINGER = 2.0
 """Seconds for which the rest of what a client sends is thrown away, so that it gets to read our last words."""
+CROWDED_SECONDS = 2.0
+"""After so long a client that was one too many may try again."""
 LINGERING = 256
 """Connections that may do so at once."""
 
@@ -72,12 +76,7 @@ class HttpProtocol(Clocked):
         if raw is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         if len(self.connections) - bounds.lingering > bounds.max_connections:
-            log.warning("client turned away: %d connections (DYN_HTTP_MAX_CONNECTIONS)", bounds.max_connections)
-            self._last_word(
-                503,
-                "capacity_exhausted",
-                f"This frontend has {bounds.max_connections} connections, its limit (DYN_HTTP_MAX_CONNECTIONS).",
-            )
+            self._turn_away()
             return
         self._late = bounds.leaving and not self.shared
         self._watch(bounds.head_timeout)
@@ -249,18 +248,37 @@ class HttpProtocol(Clocked):
         """Answer what is not HTTP."""
         self._last_word(400, "invalid_http", f"{msg} This server speaks HTTP/1.1 without TLS.")
 
+    def _turn_away(self) -> None:
+        """There are too many connections: say so like every other rejection."""
+        bounds = self.bounds
+        log.warning("client turned away: %d connections (DYN_HTTP_MAX_CONNECTIONS)", bounds.max_connections)
+        error = CapacityExhausted(
+            f"This frontend has {bounds.max_connections} connections, its limit (DYN_HTTP_MAX_CONNECTIONS).",
+            retry_after=CROWDED_SECONDS,
+            layer="frontend",
+            knob="DYN_HTTP_MAX_CONNECTIONS",
+            threshold=bounds.max_connections,
+            measured=len(self.connections) - bounds.lingering - 1,
+        )
+        bounds.on_turned_away(error)
+        answer = error_response(error, overload_status=bounds.overload_status)
+        self._close_with(answer.status, answer.headers, answer.body)
+
     def _last_word(self, status: int, code: str, message: str) -> None:
-        """Answer without the application and close; where another answer is due first: just drop."""
+        """Answer without the application and close."""
+        body = _error({"error": {"message": message, "type": "invalid_request_error", "param": None, "code": code}})
+        headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        self._close_with(status, headers, body)
+
+    def _close_with(self, status: int, headers: Headers, body: bytes) -> None:
+        """Say the last word and close; where another answer is due first: just drop."""
         if self.transport.is_closing():
             return
         if not self._may_speak():
             self._drop()
             return
-        kind = "service_unavailable" if status == 503 else "invalid_request_error"
-        body = _error({"error": {"message": message, "type": kind, "param": None, "code": code}})
-        head = b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n" % len(body)
-        again = b"retry-after: 2\r\n" if status == 503 else b""
-        self.transport.write(b"".join([STATUS_LINE[status], head, again, b"\r\n", body]))
+        head = [b"%b: %b\r\n" % header for header in (*headers, (b"connection", b"close"))]
+        self.transport.write(b"".join([STATUS_LINE[status], *head, b"\r\n", body]))
         if self.bounds.lingering >= LINGERING:
             self.transport.close()
         else:

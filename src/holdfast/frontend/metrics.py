@@ -8,8 +8,10 @@ scrapes. What can be read off the frontend's state is read then (`gauges`). Must
 from __future__ import annotations
 
 from holdfast.base.errors import HoldfastError
+from holdfast.frontend.foreseen import foresee, foresee_model
 from holdfast.requests.generation import Generation
 from holdfast.requests.plan import Ending
+from holdfast.requests.request import Request
 from holdfast.runtime.notices import PoolEvent
 from holdfast.runtime.pool import Worker
 from holdfast.telemetry.catalogue import CATALOGUE
@@ -83,6 +85,9 @@ class FrontendMetrics:
         self.attempt_failures = r.counter("holdfast_frontend_attempt_failures_total")
         self.joins = r.counter("holdfast_frontend_joins_total")
         self.transitions = r.counter("holdfast_frontend_worker_transitions_total")
+        self.queue_waits = r.histogram("holdfast_frontend_queue_wait_seconds")
+        self.template_time = r.histogram("dynamo_frontend_template_seconds").labels()
+        self.tokenize_time = r.histogram("dynamo_frontend_tokenize_seconds").labels()
         self.queue_time = r.histogram("dynamo_request_plane_queue_seconds").labels()
         self.send_time = r.histogram("dynamo_request_plane_send_seconds").labels()
         self.roundtrip = r.histogram("dynamo_request_plane_roundtrip_ttft_seconds").labels()
@@ -98,6 +103,9 @@ class FrontendMetrics:
         self._stage_route = self.stages.labels("route")
         self._stage_roundtrip = self.stages.labels("transport_roundtrip")
         self._stage_preprocess = self.stages.labels("preprocess")
+        self._stage_postprocess = self.stages.labels("postprocess")
+        self._foreseen: set[str] = set()
+        foresee(self)
 
     # the HTTP side
 
@@ -126,6 +134,28 @@ class FrontendMetrics:
             self.rejections_by_knob.labels(model, layer, knob).inc()
         if name:
             self.of(name).duration.observe(seconds)
+
+    def answered(self, request: Request) -> None:
+        """The client has taken the answer of all streams, or is gone."""
+        last = request.streams[-1]
+        if last.ended is not None and last.ended.state == "done":
+            self._stage_postprocess.observe(max(0.0, _now(last) - last.timeline[-1][0]))
+
+    def turned_away(self, error: HoldfastError) -> None:
+        """A connection was closed before anything was read from it."""
+        layer, knob = str(error.details["layer"]), str(error.details["knob"])
+        self.rejections_by_knob.labels(UNKNOWN, layer, knob).inc()
+
+    def waited(self, model: str, outcome: str, seconds: float) -> None:
+        """A new request has waited for room (`requests.line`)."""
+        self.queue_waits.labels(self.label(model), outcome).observe(seconds)
+
+    def expect(self, model: str) -> None:
+        """Let the counters of a model that is served here begin at nought; off the path of requests."""
+        label = self.label(model)
+        if label not in self._foreseen:
+            self._foreseen.add(label)
+            foresee_model(self, label)
 
     def label(self, model: str) -> str:
         """Return the model as a label."""

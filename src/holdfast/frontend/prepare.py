@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -41,6 +41,8 @@ class Prompt(msgspec.Struct, frozen=True):
 
 Source = str | Prompt
 """A prompt that is still text, or ids already."""
+Read = tuple[GenerationSpec, list[Source], int]
+"""What a body asks for, its prompts, and the nanoseconds that the chat template took; 0: there was none."""
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -58,19 +60,38 @@ class Prepared(msgspec.Struct, frozen=True):
     new_call_id: Callable[[], str]
 
 
+def _no_clock() -> int:
+    """Stand in where another thread works: it may have no clock to read."""
+    return 0
+
+
 def _parse(parse: Callable[[bytes], Any], body: bytes | LargeBody) -> Any:
     return parse(body.join() if isinstance(body, LargeBody) else body)
+
+
+class Timing(NamedTuple):
+    """Who wants to know how long the parts of preparing take."""
+
+    clock: Callable[[], int]
+    """A stopwatch, in nanoseconds; read on the event loop."""
+    template: Callable[[float], None]
+    """Told the seconds that the chat template took."""
+    tokenize: Callable[[float], None]
+    """Told the seconds that all prompts took. Of large bodies both include the wait for a helper."""
 
 
 class Preparer:
     """Prepares requests of both surfaces."""
 
-    def __init__(self, config: FrontendConfig, registry: ModelRegistry, offload: Offload, rng: random.Random):
+    def __init__(
+        self, config: FrontendConfig, registry: ModelRegistry, offload: Offload, rng: random.Random, timing: Timing
+    ):
         """Create it.
 
         Raises:
             InvalidRequest: a parser that the configuration names does not exist.
         """
+        self._clock, self._template_took, self._tokenize_took = timing
         self._registry = registry
         self._offload = offload
         self._rng = rng
@@ -95,11 +116,19 @@ class Preparer:
         served = await self._registry.get(request.model)
         read = self._chat if chat else self._completion
         if large:
-            spec, sources = await self._offload.run(read, request, served)
+            came = self._clock()
+            spec, sources, rendered = await self._offload.run(read, request, served, _no_clock)
+            began = self._clock()
+            took = began - came if rendered else 0
             prompts = [await self._encode_large(served, source, special=not chat) for source in sources]
         else:
-            spec, sources = read(request, served)
+            spec, sources, took = read(request, served, self._clock)
+            began = self._clock()
             prompts = [self._encode(served, source, special=not chat) for source in sources]
+        if took:
+            self._template_took(took / 1e9)
+        if sources[0].__class__ is str:
+            self._tokenize_took((self._clock() - began) / 1e9)
         return Prepared(
             surface,
             request.model,
@@ -125,24 +154,25 @@ class Preparer:
     def _new_call_id(self) -> str:
         return f"call_{self._rng.getrandbits(96):024x}"
 
-    def _chat(self, request: ChatCompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Source]]:
+    def _chat(self, request: ChatCompletionRequest, served: ServedModel, clock: Callable[[], int]) -> Read:
         spec = chat_spec(request, served.card, served.defaults, steering=self._steering)
         if spec.prompt_ids:
-            return spec, [Prompt(array("I", spec.prompt_ids), "")]
+            return spec, [Prompt(array("I", spec.prompt_ids), "")], 0
         if spec.raw_prompt:
-            return spec, [raw_prompt(request)]
+            return spec, [raw_prompt(request)], 0
+        began = clock()
         text = served.text.template.render(
             template_messages(request.messages),
             tools=list(spec.tools.tools) or None,
             add_generation_prompt=True,
             chat_template_kwargs=spec.template_kwargs,
         )
-        return spec, [text]
+        return spec, [text], clock() - began or 1
 
-    def _completion(self, request: CompletionRequest, served: ServedModel) -> tuple[GenerationSpec, list[Source]]:
+    def _completion(self, request: CompletionRequest, served: ServedModel, _clock: Callable[[], int]) -> Read:
         spec = completion_spec(request, served.card, served.defaults, steering=self._steering)
         if spec.prompt_ids:
-            return spec, [Prompt(array("I", spec.prompt_ids), "")]
+            return spec, [Prompt(array("I", spec.prompt_ids), "")], 0
         sources: list[Source] = []
         for prompt in completion_prompts(request):
             if isinstance(prompt, str):
@@ -150,7 +180,7 @@ class Preparer:
             else:
                 text = served.text.tokenizer.decode(prompt, skip_special=False) if spec.echo else ""
                 sources.append(Prompt(array("I", prompt), text))
-        return spec, sources
+        return spec, sources, 0
 
     def _encode(self, served: ServedModel, source: Source, *, special: bool) -> Prompt:
         if isinstance(source, Prompt):

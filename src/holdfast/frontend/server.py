@@ -11,7 +11,7 @@ import logging
 import resource
 import socket
 from collections.abc import Generator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -20,6 +20,9 @@ from holdfast.base.settings import InvalidSetting
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.http_clocks import Bounds
 from holdfast.frontend.http_protocol import protocol_class
+
+if TYPE_CHECKING:
+    from holdfast.frontend.app import Frontend
 
 log = logging.getLogger(__name__)
 
@@ -167,16 +170,18 @@ def allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def make_server(app: Any, config: FrontendConfig) -> Server:
-    """Return a server for this ASGI application; run it with ``await server.serve(sockets=[…])``."""
+def make_server(app: Frontend, config: FrontendConfig) -> Server:
+    """Return a server for this application; run it with ``await server.serve(sockets=[…])``."""
     bounds = Bounds(
         head_timeout=config.http_head_timeout,
         body_timeout=config.http_body_timeout,
         keep_alive=config.http_keep_alive,
         stall_timeout=config.requests.client_stall_timeout,
         max_connections=config.http_max_connections,
+        overload_status=config.http_overload_status_code,
+        on_turned_away=app.metrics.turned_away,
     )
-    return Server(
+    server = Server(
         uvicorn.Config(
             app,
             loop="none",
@@ -194,3 +199,5 @@ def make_server(app: Any, config: FrontendConfig) -> Server:
         ),
         bounds,
     )
+    app.connections = lambda: server.connections
+    return server

@@ -146,6 +146,8 @@ class Story:
         """It has ended, well or with this error."""
         seconds = self.seconds()
         self._metrics.finished(self.model, self.surface, self.kind, error, seconds)
+        if error is None and self.request is not None:
+            self._metrics.answered(self.request)
         context.closed(seconds, self.prepared_seconds)
         facts = self.facts(error)
         self._stories.ring.add(facts)

@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from holdfast.health.config import CanaryConfig
-from holdfast.health.probe import ProbeResult
+from holdfast.health.probe import Kind, ProbeResult
 from holdfast.health.readiness import Readiness
 from holdfast.runtime.progress import HangSettings, ProgressWatch
 from holdfast.wire.frames import Load, Progress
@@ -77,6 +77,8 @@ class Canary:
         self._registration = readiness.target(endpoint)
         self._progress = ProgressWatch(HangSettings(floor=config.health_check_busy_stall))
         self._deliveries = traffic.deliveries
+        self.results: dict[Kind, int] = {"good": 0, "bad": 0, "unclear": 0}
+        """How many canaries ended which way."""
         self._lock = asyncio.Lock()
         self._due = 0.0
         """When the next canary may leave, should the endpoint be idle then."""
@@ -97,6 +99,7 @@ class Canary:
         """Send a canary now and report its result; None: within the configured time."""
         async with self._lock:
             result = await self._send(timeout or self._config.health_check_request_timeout)
+            self.results[result.kind] += 1
             if result.kind == "good":
                 self._readiness.succeeded(self.endpoint, self._registration)
             elif result.kind == "bad" and self._traffic.in_service:

@@ -45,6 +45,11 @@ class RetryBudget:
         self._saved -= 1.0
         return True
 
+    def left(self, now: float) -> float:
+        """Return how many retries could be withdrawn now."""
+        self._accrue(now)
+        return self._saved
+
     def wait_hint(self, now: float) -> float:
         """Return the seconds until the floor alone would have earned one retry."""
         self._accrue(now)
@@ -72,6 +77,11 @@ class Pacer:
         self._queue: list[tuple[float, int, asyncio.Future[None]]] = []
         self._order = count()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Moves that wait for their turn; those that were given up count until it comes."""
+        return len(self._queue)
 
     async def pass_through(self, age_key: float) -> None:
         """Wait for a turn; smaller keys (older requests) go first. Cancel-safe."""

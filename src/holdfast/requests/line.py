@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Generator, Mapping
+from typing import Literal
 
 from holdfast.base.errors import CapacityExhausted, HoldfastError, InvalidRequest
 from holdfast.requests.leases import LeaseBook
@@ -19,6 +20,9 @@ from holdfast.requests.need import Need, Placed
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.drain import DrainMeter
 from holdfast.routing.queue import Rank, Waiting, WaitQueue
+
+Outcome = Literal["placed", "rejected", "cancelled", "failed"]
+"""How a wait ended: with a place, turned away, by the client, or because nobody can come any more."""
 
 LOOK_AGAIN = 1.0
 """Seconds after which the first one looks without being called."""
@@ -54,6 +58,17 @@ class Line:
         self._models = _points(settings.model_priorities)
         self._leases = leases
         self._drain = drain
+        self.on_waited: Callable[[str, Outcome, float], None] = _nothing
+        """Called after each wait of a new request with its model, how it ended and the seconds that it took."""
+
+    @property
+    def limit(self) -> int:
+        """Most new requests that may wait here; 0: there is no queue."""
+        return self._queue.limit
+
+    def models(self) -> list[str]:
+        """Return the models for which somebody waits."""
+        return self._queue.models()
 
     @property
     def open(self) -> bool:
@@ -87,9 +102,27 @@ class Line:
             CapacityExhausted: the queue is full, or somebody more important came, or the wait took too long.
             HoldfastError: from ``look``, or because another choice of the same request was turned away.
         """
+        began = asyncio.get_running_loop().time()
+        outcome: Outcome = "failed"
+        try:
+            placed = await self._stand(need, full, look, began)
+            outcome = "placed"
+        except CapacityExhausted:
+            outcome = "rejected"
+            raise
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self.on_waited(need.model, outcome, asyncio.get_running_loop().time() - began)
+        return placed
+
+    async def _stand(
+        self, need: Need, full: CapacityExhausted | None, look: Callable[[], Placed | None], now: float
+    ) -> Placed:
         loop = asyncio.get_running_loop()
         if need.queued_at is None:
-            need.queued_at = loop.time()
+            need.queued_at = now
         until = need.queued_at + self._timeout
         call = _Call()
         with self._place(need, call, full) as place:
@@ -192,6 +225,10 @@ class Line:
             threshold=threshold,
             measured=measured,
         )
+
+
+def _nothing(_model: str, _outcome: Outcome, _seconds: float) -> None:
+    return
 
 
 def _points(texts: tuple[str, ...]) -> Mapping[str, int]:

@@ -46,10 +46,12 @@ class Catalogue:
         self._workers = {name: [] for name in spokesmen}
         cards: dict[Worker, dict[str, ModelCard]] = {worker: {} for worker in ordered}
         problems: dict[Worker, str] = dict.fromkeys(ordered, "")
+        fields: dict[Worker, str] = {}
         for name, worker, card in offered:
             speaker, known = spokesmen[name]
             field = disagreement(known, card)
             if field is not None:
+                fields.setdefault(worker, field)
                 problems[worker] = problems[worker] or _contradiction(name, field, speaker, known, card)
             elif card.state == "ready" and name not in cards[worker]:
                 cards[worker][name] = card
@@ -59,7 +61,7 @@ class Catalogue:
             worker.cards = cards[worker]
             if problems[worker] and problems[worker] != worker.problem:
                 log.error("worker %s at %s: %s", worker.instance, worker.record.address, problems[worker])
-            worker.problem = problems[worker]
+            worker.problem, worker.refused_for = problems[worker], fields.get(worker, "")
 
     def _remember(self, name: str, card: ModelCard) -> None:
         self._last.pop(name, None)

@@ -25,6 +25,8 @@ class Departures:
     def __init__(self) -> None:
         self._purposeful: dict[str, bool] = {}
         self._slots: dict[InstanceId, dict[str, MetaValue]] = {}
+        self.supervised: dict[InstanceId, dict[str, str]] = {}
+        """What each supervisor says about all of its slots, frontends included."""
 
     def left(self, cards: Iterable[ModelCard], *, purposeful: bool) -> None:
         """A worker with these cards left."""
@@ -37,16 +39,14 @@ class Departures:
 
     def supervisor(self, record: InstanceRecord) -> None:
         """A supervisor published the state of its slots."""
-        slots = {
-            name: value
-            for name, value in record.meta.items()
-            if not name.startswith(FRONTEND_SLOTS) and FACT not in name
-        }
-        self._slots[record.instance] = slots
+        slots = {name: value for name, value in record.meta.items() if FACT not in name}
+        self.supervised[record.instance] = {name: str(value) for name, value in slots.items()}
+        self._slots[record.instance] = {n: value for n, value in slots.items() if not n.startswith(FRONTEND_SLOTS)}
 
     def supervisor_left(self, record: InstanceRecord) -> None:
         """A supervisor is gone; nobody restarts its slots."""
         self._slots.pop(record.instance, None)
+        self.supervised.pop(record.instance, None)
 
     def replacement_expected(self, model: str) -> bool:
         """Say whether a worker of this model may come, when none is here.

@@ -129,6 +129,11 @@ class FailureDetector:
         self.discarded = 0
         """Intervals in which we were late ourselves."""
 
+    @property
+    def doubts_itself(self) -> bool:
+        """Whether so many workers look silent that the fault may be ours, and the extra round is not over."""
+        return self._doubt_until is not None
+
     def add(self, instance: InstanceId, now: float, *, shows_progress: bool = True) -> None:
         """Watch a freshly connected worker.
 

@@ -116,6 +116,7 @@ class Worker:
         "problem",
         "record",
         "state",
+        "refused_for",
         "struck",
         "unlisted_until",
     )
@@ -142,6 +143,8 @@ class Worker:
         self.problem = ""
         """Why it, or one of its models, is not used although it is there; empty: nothing wrong."""
         self.link: PoolLink | None = None
+        self.refused_for = ""
+        """The field of its card that says so (one of `models.card.AGREED_FIELDS`), for counting."""
         self.pong: Pong | None = None
         self.draining = False
         """It said that it accepts nothing any more, on the wire or in its record."""

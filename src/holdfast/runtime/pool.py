@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -154,6 +154,21 @@ class WorkerPool:
     def discovery_reachable(self) -> bool:
         """Whether discovery answers; while it does not, the last view stays in force."""
         return self._discovery.reachable
+
+    @property
+    def supervised(self) -> Mapping[InstanceId, Mapping[str, str]]:
+        """What supervisors say about their slots: states by slot name, by the supervisor's instance id."""
+        return self._departures.supervised
+
+    @property
+    def doubts_itself(self) -> bool:
+        """Whether so many workers look silent that nobody is judged yet."""
+        return self._detector.doubts_itself
+
+    @property
+    def discarded_intervals(self) -> int:
+        """Checks that came too late to judge anybody by them, since the start."""
+        return self._detector.discarded
 
     def subscribe(self, callback: PoolSink) -> Callable[[], None]:
         """Call back on every change; returns the way to stop it. Callbacks must not block."""

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from holdfast.base.settings import setting
@@ -22,8 +23,9 @@ from holdfast.telemetry.series import Cells, Histograms
 SeriesT = TypeVar("SeriesT", bound=Collector)
 Kind = Literal["counter", "gauge", "histogram"]
 Process = Literal["frontend", "worker", "both"]
-Origin = Literal["seed", "newer", "holdfast"]
-"""``seed``: a name that the first Dynamo releases had; ``newer``: one that later releases added; ``holdfast``: ours."""
+Origin = Literal["seed", "newer", "holdfast", "client"]
+"""``seed``: a name that the first Dynamo releases had; ``newer``: one that later releases added; ``holdfast``: ours;
+``client``: one that every Prometheus client library uses."""
 
 FRONTEND_PREFIX = "dynamo_frontend"
 LABEL_VALUES = 512
@@ -174,6 +176,11 @@ class Registry:
         metric = self._find(name, "histogram")
         return self._registered(Histograms(self._exposed(metric), metric.help, metric.labels, self.bounds(name)))
 
+    def watch_process(self) -> None:
+        """Show memory, files and CPU time of this process too; they are read when somebody scrapes."""
+        self._find("process_resident_memory_bytes", "gauge")
+        self.registry.register(_Process())
+
     def bounds(self, name: str) -> tuple[float, ...]:
         """Return the upper bounds of a histogram's buckets, without infinity."""
         return self._bounds.get(name) or self._metrics[name].buckets
@@ -196,6 +203,19 @@ class Registry:
         if self._prefix != FRONTEND_PREFIX and metric.name.startswith(f"{FRONTEND_PREFIX}_"):
             return self._prefix + metric.name.removeprefix(FRONTEND_PREFIX)
         return metric.name
+
+
+class _Process(Collector):
+    """`prometheus_client`'s own collector, made at the first scrape: whoever is never scraped does not pay for it."""
+
+    def __init__(self) -> None:
+        self._collector: ProcessCollector | None = None
+
+    def collect(self) -> Iterable[Family]:
+        """Return the present state (called by the registry)."""
+        if self._collector is None:
+            self._collector = ProcessCollector(registry=None)
+        return self._collector.collect()
 
 
 class LabelValues:

@@ -6,13 +6,15 @@ Reading is the event loop's; what was read may be rendered in any thread. Must n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from holdfast.health.probe import Kind
 from holdfast.runtime.shutdown import Shutdown
 from holdfast.worker.calls import Calls
 from holdfast.worker.host import EngineHost
 
 _STATES = ("starting", "warming", "ready", "saturated", "stalled", "draining", "stopped", "failed")
+_RESULTS: tuple[Kind, ...] = ("good", "bad", "unclear")
 
 
 class WorkerGauges:
@@ -23,10 +25,18 @@ class WorkerGauges:
         host: read for load, progress, limit and leases.
         state: the worker's state.
         shutdown: how far it is with leaving.
+        canaries: how many ended which way, since the start.
     """
 
-    def __init__(self, calls: Calls, host: EngineHost, state: Callable[[], str], shutdown: Callable[[], Shutdown]):
-        self._calls, self._host, self._state, self._shutdown = calls, host, state, shutdown
+    def __init__(
+        self,
+        calls: Calls,
+        host: EngineHost,
+        state: Callable[[], str],
+        shutdown: Callable[[], Shutdown],
+        canaries: Callable[[], Mapping[Kind, int]],
+    ):
+        self._calls, self._host, self._state, self._shutdown, self._tested = calls, host, state, shutdown, canaries
         self._where = where = calls.hosted
         r = calls.registry
         self._born = 0
@@ -49,6 +59,10 @@ class WorkerGauges:
             for name in ("engine_steps", "generated_tokens", "prefilled_tokens", "late_tokens")
         ]
         self._told = (0, 0, 0, 0)
+        canary_counter = r.counter("holdfast_worker_canaries_total")
+        self._canaries = {result: canary_counter.labels(*where, result) for result in _RESULTS}
+        calls.foresee()
+        r.watch_process()
 
     def start(self) -> None:
         """The process begins; on the event loop."""
@@ -80,6 +94,8 @@ class WorkerGauges:
         for kind, held in self._host.leases.sums().items():
             self._held.labels(*self._where, kind).set(held)
         self._show_leaving()
+        for result, count in self._tested().items():
+            self._canaries[result].set(count)
         now = (progress.steps, progress.tokens, progress.prefilled, progress.tokens_after_cancel)
         for counter, total, told in zip(self._counters, now, self._told, strict=True):
             counter.inc(max(0, total - told))

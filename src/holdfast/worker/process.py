@@ -99,7 +99,13 @@ class WorkerProcess:
         self.host = EngineHost(
             engine, limit=config.engine_request_limit, on_dead=lambda _: self._end(), calls=self.calls
         )
-        self.gauges = WorkerGauges(self.calls, self.host, lambda: self.vitals.state, lambda: self.leaving.shutdown)
+        self.gauges = WorkerGauges(
+            self.calls,
+            self.host,
+            lambda: self.vitals.state,
+            lambda: self.leaving.shutdown,
+            lambda: self.vitals.canaries,
+        )
         self.vitals = Vitals(config, self.host, self.instance, self.calls.registry.render, self.gauges.refresh)
         self.server = WorkerServer(
             self.instance,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -21,7 +21,7 @@ from holdfast.engines.contract import EngineInfo
 from holdfast.health.canary import Canary
 from holdfast.health.engine_watch import EngineWatch
 from holdfast.health.payloads import payload_for
-from holdfast.health.probe import Probe
+from holdfast.health.probe import Kind, Probe
 from holdfast.health.readiness import Readiness, Verdict
 from holdfast.health.status import Metrics, StatusServer
 from holdfast.runtime.discovery.contract import InstanceRecord, InstanceState
@@ -74,6 +74,8 @@ class Vitals:
         self.status = StatusServer(config.system, metrics=metrics, refresh=refresh, more=self._facts)
         self.watch = EngineWatch(host.engine, host.die, health)
         self.canary: Canary
+        self.canaries: Mapping[Kind, int] = {}
+        """How many canaries ended which way; empty before the first one."""
 
     def start(self) -> None:
         """Answer from now on, so that a worker that loads can be told from one that is gone.
@@ -107,6 +109,7 @@ class Vitals:
             announce=self._host.announce_canary,
         )
         self.canary = Canary(GENERATE, probe.send, self._host, self.readiness, self._config.health)
+        self.canaries = self.canary.results
         self._add_controls()
 
     def published(self, record: InstanceRecord) -> None:
