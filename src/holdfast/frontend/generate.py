@@ -17,6 +17,7 @@ from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Bodies, Receive, Send
 from holdfast.frontend.client_wire import Sink
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.content import log_content
 from holdfast.frontend.gate import Gate
 from holdfast.frontend.keepalive import KeepAlive
 from holdfast.frontend.offload import Offload
@@ -31,6 +32,7 @@ from holdfast.requests import seeds
 from holdfast.requests.plan import Deadlines, Plan
 from holdfast.requests.request import Request
 from holdfast.requests.service import Services
+from holdfast.telemetry.content import CONTENT
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +123,8 @@ class GenerateRoute:
         with self._metrics.of(story.model).inflight:
             outcome = await self._run(story, prepared, plans, scope["holdfast.wire"])
         story.ended(outcome)
+        if CONTENT.on and story.request is not None:
+            log_content(prepared, story.request)
 
     async def _prepare(
         self, story: Story, surface: Surface, scope: Any, receive: Receive

@@ -9,7 +9,8 @@ Every line of code that works for a request carries that request's ids (`context
 ``DYN_LOGGING_SPAN_EVENTS``, ``DYN_LOG_USE_LOCAL_TZ``, ``DYN_LOGGING_CONFIG_PATH``; colour only on a terminal, and
 neither with ``NO_COLOR`` nor with ``DYN_SDK_DISABLE_ANSI_LOGGING``.
 
-Must never format prompt or generated text; callers pass facts as ``extra={…}``.
+Must never format prompt or generated text unless ``DYN_LOG_CONTENT`` says so (`content`); callers pass facts as
+``extra={…}``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ import msgspec
 
 from holdfast.base.settings import InvalidSetting, setting
 from holdfast.telemetry import context
+from holdfast.telemetry.content import CONTENT
+
+log = logging.getLogger(__name__)
 
 QUEUE_LINES = 10_000
 """Lines that may wait for a reader before lines are dropped."""
@@ -68,6 +72,13 @@ class LogConfig(msgspec.Struct, frozen=True):
     ] = None
     log_span_events: Annotated[
         bool, setting("DYN_LOGGING_SPAN_EVENTS", "Log the beginning and the end of every request and attempt.")
+    ] = False
+    log_content: Annotated[
+        bool,
+        setting(
+            "DYN_LOG_CONTENT",
+            "Write prompts and answers to the frontends' logs; they are in no log, trace or story otherwise.",
+        ),
     ] = False
     log_config_path: Annotated[
         str, setting("DYN_LOGGING_CONFIG_PATH", "TOML file with log_level and the table log_filters; DYN_LOG wins.")
@@ -220,6 +231,12 @@ def setup_logging(config: LogConfig, role: str = "", writer: LineWriter | None =
     for name, level in levels.items():
         logging.getLogger(name or None).setLevel(level)
     atexit.register(writer.close)
+    CONTENT.on = config.log_content
+    if config.log_content:
+        log.warning(
+            "--log-content is on: frontends write what clients ask and are answered to their logs; switch it off, and "
+            "delete these logs, once you have found what you are looking for"
+        )
     return writer
 
 
