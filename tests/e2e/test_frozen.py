@@ -133,3 +133,27 @@ async def test_huge_prefill_and_long_warm_up(tmp_path_factory: pytest.TempPathFa
         assert whole_answer.usage.prompt_tokens == 100_000
         assert whole_answer.model_extra is not None
         assert whole_answer.model_extra["holdfast"]["attempts"] == 1
+
+
+async def test_a_thawed_worker_whose_engine_hangs_gets_nothing(mock: Cluster) -> None:
+    """It answers pings again; its engine does not work. Nobody is sent there to find out."""
+    victim = next(iter(await mock.instances()))
+
+    async def shown(state: str) -> dict[str, str] | None:
+        seen = (await mock.instances())[victim]
+        return seen if seen["state"] == state else None
+
+    async with mock.peer(victim) as peer:
+        await peer.tell("hang")
+        async with mock.frozen(victim):
+            await mock.until(lambda: shown("suspect"), 10)
+        thawed = asyncio.get_running_loop().time()
+        while asyncio.get_running_loop().time() - thawed < 4.0:
+            answers = await asyncio.gather(*(exact(mock, Ask(content="new", max_tokens=3)) for _ in range(4)))
+            assert victim not in {answer.worker for answer in answers}
+            assert not any(answer.moves for answer in answers)
+            assert (await mock.instances())[victim]["state"] != "usable"
+            await asyncio.sleep(0.1)
+    async with mock.peer(victim) as peer:  # the freeze has cost the first connection
+        await peer.tell("unhang")
+    await mock.until(lambda: shown("usable"), 15)

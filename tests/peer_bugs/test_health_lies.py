@@ -92,6 +92,9 @@ async def test_dynamo_1_6_1_a_worker_that_its_own_canary_calls_unhealthy_gets_no
 
         await up.until(left_out, 2, every=0.02)
         assert time.monotonic() - verdict < within(1.0)
+        shown = (await up.instances())[victim]
+        assert (shown["state"], shown["lifecycle"]) == ("stalled", "stalled"), "not shown as usable"
+        assert "stalled" in shown["problem"]
         answers = await asyncio.gather(*(exact(up, Ask(content="hi", max_tokens=5, seed=i)) for i in range(12)))
         assert victim not in {answer.worker for answer in answers}
         assert not any(answer.moves for answer in answers)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from holdfast.base.errors import DeadlineExceeded, EngineFailed
@@ -21,6 +22,7 @@ from holdfast.engines.mock import MockConfig, MockEngine
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.local.ports import free_port
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
+from holdfast.runtime.readmission import CANARY_ENDPOINT, CanaryVerdict
 from holdfast.runtime.shutdown import EXIT_ENGINE_DIED
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.process import WorkerProcess
@@ -69,7 +71,8 @@ async def test_alive_is_not_ready_and_the_answer_says_what_is_missing() -> None:
             await worker.ready.wait()
         status, body = await ask(address, "/health")
         assert (status, body["status"], body["state"], body["reasons"]) == (200, "ready", "ready", [])
-        assert body["endpoints"] == {"generate": "ready", "artifact": "ready", "control": "ready"}
+        served = {"generate", "artifact", "holdfast_canary", "control"}
+        assert body["endpoints"] == dict.fromkeys(served, "ready")
         assert body["load"]["kv_total_blocks"] == MockConfig().num_blocks
         assert (await ask(address, "/metadata"))[1]["system_address"] == address
     with pytest.raises(OSError, match="Connect"):
@@ -315,3 +318,40 @@ async def test_a_frozen_worker_is_live_again_when_it_runs_again(tmp_path: Path) 
         for _ in range(10):
             assert (await ask(address, "/live"))[0] == 200
             await asyncio.sleep(0.05)
+
+
+async def verdict(link: Any) -> CanaryVerdict:
+    asked = await call(link, CANARY_ENDPOINT, msgspec.msgpack.encode({})).ended()
+    assert asked.finish == "done"
+    (message,) = asked.data
+    return msgspec.msgpack.decode(message, type=CanaryVerdict)
+
+
+async def test_a_caller_may_ask_for_a_canary_and_all_share_one() -> None:
+    engine = MockEngine(MockConfig(step_ms=1.0))
+    async with running(worker := a_worker(engine)), linked(worker.server.address) as link:
+        sent = worker.vitals.canary.results["good"]
+        answers = await asyncio.gather(*(verdict(link) for _ in range(20)))
+        assert {answer.usable for answer in answers} == {True}
+        assert worker.vitals.canary.results["good"] == sent + 1, "at most one a second, whoever asks"
+        assert answers[0].tokens == 1
+
+
+async def test_a_hung_engine_is_told_to_whoever_asks() -> None:
+    engine = MockEngine(MockConfig(step_ms=1.0))
+    async with running(worker := a_worker(engine, health=QUICK)), linked(worker.server.address) as link:
+        engine.misbehave("hang")
+        answer = await verdict(link)
+        assert not answer.usable
+        assert "0.3 s" in answer.why
+
+
+async def test_a_busy_worker_is_not_sent_a_canary_for_a_caller() -> None:
+    async with running(worker := a_worker()), linked(worker.server.address) as link:
+        sent = worker.vitals.canary.results["good"]
+        live = generate(link, request(max_tokens=2000))
+        await live.until(lambda: bool(live.tokens))
+        answer = await verdict(link)
+        assert (answer.usable, answer.tokens) == (True, 0)
+        assert "busy" in answer.why
+        assert worker.vitals.canary.results["good"] == sent

@@ -119,8 +119,21 @@ def _print(status: Status) -> None:
         print(
             table([("WORKER", "STATE", "AS SEEN BY FRONTENDS", "PID", "ADDRESS", "ENGINE", "MODELS"), *_rows(status)])
         )
+        for worker, problem in _problems(status):
+            print(f"worker {worker}: {paint(problem, 'yellow')}")
     else:
         print("no workers in discovery")
+
+
+def _problems(status: Status) -> list[tuple[str, str]]:
+    """Return why workers are not used, each reason once."""
+    found = {
+        (str(instance.get("instance_id")), str(instance["problem"])): None
+        for frontend in status.frontends
+        for instance in frontend.instances
+        if instance.get("problem")
+    }
+    return list(found)
 
 
 def _rows(status: Status) -> list[tuple[str, ...]]:

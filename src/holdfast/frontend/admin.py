@@ -100,8 +100,10 @@ class _Routes:
                     "namespace": w.record.namespace,
                     "instance_id": w.instance,
                     "transport": {"tcp": w.record.address},
-                    "state": w.state,
+                    "state": w.standing,
+                    "lifecycle": w.lifecycle,
                     "draining": w.draining,
+                    "problem": w.trouble,
                     "models": [card.name for card in w.record.cards],
                     "pid": w.record.pid,
                 }

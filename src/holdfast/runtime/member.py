@@ -102,6 +102,7 @@ class Worker:
         "arrival",
         "cards",
         "connector",
+        "doubted",
         "draining",
         "epoch",
         "gone",
@@ -115,8 +116,8 @@ class Worker:
         "pong",
         "problem",
         "record",
-        "state",
         "refused_for",
+        "state",
         "struck",
         "unlisted_until",
     )
@@ -142,9 +143,9 @@ class Worker:
         """By model name and alias; only those that agree with the other workers of that name."""
         self.problem = ""
         """Why it, or one of its models, is not used although it is there; empty: nothing wrong."""
-        self.link: PoolLink | None = None
         self.refused_for = ""
         """The field of its card that says so (one of `models.card.AGREED_FIELDS`), for counting."""
+        self.link: PoolLink | None = None
         self.pong: Pong | None = None
         self.draining = False
         """It said that it accepts nothing any more, on the wire or in its record."""
@@ -159,6 +160,8 @@ class Worker:
         self.last_error: HoldfastError | None = None
         self.struck: HoldfastError | None = None
         """The error with which the pool broke its streams last."""
+        self.doubted: Literal["", "silent", "stalled"] = ""
+        """What it was taken for and has not disproved yet (`readmission`)."""
         self.heard_at = 0.0
         self.connector: asyncio.Task[None] | None = None
         self.poke = asyncio.Event()
@@ -189,6 +192,38 @@ class Worker:
             and self.link.connected
             and self.lifecycle in SERVING_STATES
         )
+
+    @property
+    def standing(self) -> str:
+        """For people: its state, or in place of ``usable`` what keeps new work away from it although it is connected.
+
+        ``draining``, ``leaving`` (withdrawn, or unlisted for too long), its own state when that is not a serving one
+        (``stalled``, ``starting`` …), or ``refused`` when none of its models agrees with those of the others.
+        """
+        if self.state != "usable":
+            return self.state
+        if self.draining:
+            return "draining"
+        if self.leaving:
+            return "leaving"
+        if self.lifecycle not in SERVING_STATES:
+            return self.lifecycle
+        return "refused" if self.record.cards and not self.cards else "usable"
+
+    @property
+    def trouble(self) -> str:
+        """For people: why it, or one of its models, gets no new work; empty: it gets some."""
+        standing = self.standing
+        if standing in _WHY:
+            return _WHY[standing]
+        if self.problem:
+            return self.problem
+        if self.state != "usable":
+            return self.last_error.message if self.last_error is not None else "its connection is being tested"
+        if standing != "usable":
+            return f"it says that it is {standing}"
+        failed = f"it failed lately ({self.inhibition.failures} in a row): others are preferred for a while"
+        return failed if self.inhibited else ""
 
     @property
     def inhibited(self) -> bool:
@@ -291,7 +326,7 @@ class Worker:
     def adopt(self, record: InstanceRecord) -> None:
         """Take over a newer record of the same instance."""
         if record.epoch != self.record.epoch and self.link is None:
-            self.draining, self.pong = False, None
+            self.draining, self.pong, self.doubted = False, None, ""
             self.epoch = record.epoch
         self.record = record
         self.listed, self.leaving, self.unlisted_until = True, False, None
@@ -299,5 +334,10 @@ class Worker:
             self.draining = True
 
 
+_WHY = {
+    "draining": "it has said that it accepts nothing any more",
+    "leaving": "discovery does not list it any more",
+    "stalled": "it says that its engine is stalled; its own status server tells more",
+}
 _NO_LOAD = Load()
 _NO_PROGRESS = Progress()

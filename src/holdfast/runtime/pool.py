@@ -329,6 +329,7 @@ class WorkerPool:
         worker.poke.set()
         self._workers.pop(worker.instance, None)
         self._detector.remove(worker.instance)
+        self._watch.readmissions.drop(worker)
         self._drop_link(worker)
         if worker.connector is not None:
             worker.connector.cancel()

@@ -16,6 +16,7 @@ from holdfast.runtime.connector import Connector
 from holdfast.runtime.detector import FailureDetector, Judgement
 from holdfast.runtime.member import LEAVING_STATES, PoolLink, Trigger, Worker
 from holdfast.runtime.notices import Notices
+from holdfast.runtime.readmission import Readmissions
 from holdfast.wire.frames import Draining, Pong
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class Watch:
         self._clock = clock
         self._on_unlisted_lost = on_unlisted_lost
         self._on_roles_changed = on_roles_changed
+        self.readmissions = Readmissions(clock, lambda worker: self.move(worker, "answered"))
         self.connector: Connector
         """Set by the pool: the two need each other."""
 
@@ -76,8 +78,11 @@ class Watch:
             self.connector.close_later(before)
             self.move(worker, "lost")
             self.move(worker, "connecting")
+        self.readmissions.drop(worker)
         if epoch != worker.epoch or before is not None:
             worker.inhibition.succeeded()
+        if epoch != worker.epoch:
+            worker.doubted = ""  # another process, which has proved itself before it registered
         worker.epoch = epoch
         worker.pong, worker.last_error = None, None
         recorded = worker.record.epoch == epoch and worker.record.state in LEAVING_STATES
@@ -93,6 +98,7 @@ class Watch:
         log.warning("lost the connection to worker %s: %s", worker.instance, error.message)
         worker.link, worker.last_error, worker.struck = None, error, error
         self._detector.remove(worker.instance)
+        self.readmissions.drop(worker)
         self.move(worker, "lost")
         if not worker.listed:
             self._on_unlisted_lost(worker)
@@ -117,10 +123,11 @@ class Watch:
         judgement = self._detector.pong(worker.instance, pong, self._clock())
         if judgement is not None:
             self._act(judgement)
-        elif worker.state == "probing":
+        elif worker.state == "probing" and self._detector.state(worker.instance) == "ok":
             worker.inhibition.answered()
-            log.info("worker %s at %s is usable (%s)", worker.instance, worker.record.address, worker.lifecycle)
-            self.move(worker, "answered")
+            if not worker.doubted:
+                log.info("worker %s at %s is usable (%s)", worker.instance, worker.record.address, worker.lifecycle)
+            self.readmissions.begin(worker)
         if before is not None and before.state != pong.state:
             self._notices.tell("state", worker)
         self._notices.tell("pong", worker)
@@ -135,6 +142,7 @@ class Watch:
                 self._detector.heard(worker.instance, now)
         for judgement in self._detector.check(now):
             self._act(judgement)
+        self.readmissions.check(now)
         for instance in self._detector.due_pings(now):
             self._ping(self._workers[instance], now)
 
@@ -155,9 +163,12 @@ class Watch:
             log.info("worker %s answers again", worker.instance)
             worker.inhibition.answered()
             self.move(worker, "connecting" if worker.state == "ejected" else None)
-            self.move(worker, "answered")
+            self.readmissions.begin(worker)
             return
         error = worker.struck = worker.last_error = judgement.error
+        self.readmissions.drop(worker)
+        if judgement.state == "stalled" or not worker.doubted:
+            worker.doubted = "stalled" if judgement.state == "stalled" else "silent"
         streams = worker.link.streams
         log.warning("%s; moving its %d streams elsewhere", error.message, streams)
         self.move(worker, "silent" if judgement.state == "silent" else "stalled")

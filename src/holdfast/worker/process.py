@@ -31,7 +31,9 @@ from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
 from holdfast.health.fairness import let_threads_in
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
+from holdfast.runtime.readmission import CANARY_ENDPOINT
 from holdfast.runtime.server import ServerSettings, WorkerServer
+from holdfast.runtime.serving import EndpointServer
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
 from holdfast.runtime.transport import Transport, is_loopback
 from holdfast.telemetry.spans import NO_SPANS, Spans, open_spans
@@ -48,6 +50,9 @@ log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0
 """Bound on closing a worker that was never asked to leave."""
+PROOFS = 64
+"""Callers that may wait for a canary at once; more are refused."""
+_PROOF_GRACE = 0.1
 _OVERRUN_SLACK = 1.0
 """Seconds over the budget after which a process that still cleans up is ended."""
 _PROGRESS_LINE_SECONDS = 5.0
@@ -114,6 +119,9 @@ class WorkerProcess:
             transport=transport,
             secret=config.secret.encode(),
             settings=ServerSettings(insecure=config.insecure),
+        )
+        self._proofs = EndpointServer(
+            CANARY_ENDPOINT, self.vitals.prove_again, max_calls=PROOFS, stop_grace=_PROOF_GRACE
         )
         self.leaving = Leaving(
             config.shutdown,
@@ -210,9 +218,10 @@ class WorkerProcess:
         config = self.config
         published = publish(info, name=config.served_model_name, aliases=config.model_aliases)
         self.host.models = frozenset({published.card.name, *config.model_aliases})
-        endpoints: tuple[str, ...] = (GENERATE, ARTIFACT)
+        endpoints: tuple[str, ...] = (GENERATE, ARTIFACT, CANARY_ENDPOINT)
         self.server.register(GENERATE, self.host.generate)
         self.server.register(ARTIFACT, ArtifactEndpoint(published.files).serve)
+        self.server.register(CANARY_ENDPOINT, self._proofs.serve)
         engine = self.host.engine
         if config.control and isinstance(engine, Controllable) and is_loopback(config.rpc_host):
             self.server.register(CONTROL, ControlEndpoint(engine).serve)
@@ -271,6 +280,7 @@ class WorkerProcess:
         now, shutdown = asyncio.get_running_loop().time(), self.leaving.shutdown
         until = shutdown.until() if self._ending.is_set() else now + CLOSE_SECONDS
         await self.server.close()
+        await _bounded(self._proofs.cancel(), "ending the last canaries", until)
         await asyncio.gather(  # side by side: neither may use up the other's time
             _bounded(self._discovery.close(), "closing discovery", until),
             _bounded(self.host.close(), "closing the engine", until),

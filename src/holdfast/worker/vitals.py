@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -24,7 +24,9 @@ from holdfast.health.payloads import payload_for
 from holdfast.health.probe import Kind, Probe
 from holdfast.health.readiness import Readiness, Verdict
 from holdfast.health.status import Metrics, StatusServer
+from holdfast.runtime.context import Context
 from holdfast.runtime.discovery.contract import InstanceRecord, InstanceState
+from holdfast.runtime.readmission import CanaryVerdict
 from holdfast.runtime.transport import TcpTransport, Transport
 from holdfast.wire.frames import Load, Progress
 from holdfast.worker.config import WorkerConfig
@@ -33,6 +35,11 @@ from holdfast.worker.host import EngineHost
 
 log = logging.getLogger(__name__)
 
+FRESH_SECONDS = 1.0
+"""A canary sent for a caller counts for every other one that asks within this."""
+_LEAST_PATIENCE = 0.2
+_ANSWER_SHARE = 0.3
+"""Of the seconds that a caller waits for a verdict, those kept for the way there and back."""
 _SERVING = frozenset({"ready", "saturated"})
 
 
@@ -60,6 +67,9 @@ class Vitals:
         self._instance = instance
         self._open = False
         self._leaving = False
+        self._proving = asyncio.Lock()
+        self._proof: CanaryVerdict | None = None
+        self._proved_at = 0.0
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits clears it."""
         health = config.health
@@ -124,6 +134,31 @@ class Vitals:
         """Nothing new can be sent here any more."""
         self._leaving = True
         self.readiness.hold("leaving", why)
+
+    async def prove_again(self, _request: Any, context: Context) -> AsyncIterator[dict[str, Any]]:
+        """Tell a caller whether this worker can be used now (the handler of `readmission.CANARY_ENDPOINT`).
+
+        A canary is sent for it when nothing else shows the engine at work. Callers share canaries: one that ended less
+        than `FRESH_SECONDS` ago counts for all.
+        """
+        async with self._proving:
+            now = asyncio.get_running_loop().time()
+            if self._proof is None or now - self._proved_at >= FRESH_SECONDS:
+                self._proof = await self._test(context.headers.remaining_ms / 1e3)
+                self._proved_at = asyncio.get_running_loop().time()
+            yield msgspec.to_builtins(self._proof)
+
+    async def _test(self, within: float) -> CanaryVerdict:
+        if self._host.in_flight:
+            ready = self.readiness.is_ready(GENERATE)
+            why = "nothing was sent: it is busy, and judged by its progress"
+            return CanaryVerdict(ready, why if ready else "; ".join(self.readiness.verdict.reasons))
+        patience = self._config.health.health_check_request_timeout
+        if within > 0:
+            patience = max(_LEAST_PATIENCE, min(patience, within - _ANSWER_SHARE))
+        result = await self.canary.once(patience)
+        usable = result.kind == "good" or (result.kind == "unclear" and self.readiness.is_ready(GENERATE))
+        return CanaryVerdict(usable, result.why, result.tokens)
 
     @property
     def state(self) -> InstanceState:
