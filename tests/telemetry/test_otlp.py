@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.frontend.support import Stack, stack
 
 from holdfast.base.errors import InvalidRequest
 from holdfast.telemetry.context import frontend_context
 from holdfast.telemetry.spans import NO_SPANS, TraceSettings, open_spans
+from tests.frontend.support import Stack, stack
 
 grpc = pytest.importorskip("grpc", reason="the extra holdfast[otel] is not installed")
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as messages  # noqa: E402

@@ -76,8 +76,8 @@ class Gauges:
         """Read everything."""
         frontend = self._frontend
         workers = frontend.pool.all_workers()
-        self._streams()
         self._models()
+        self._streams()
         self._each_worker(workers)
         self._standing.refresh()
         for kind, held in frontend.services.leases.sums().items():
@@ -119,6 +119,7 @@ class Gauges:
         for model in sorted(known):
             self._frontend.metrics.expect(model)
             label = self._frontend.metrics.label(model)
+            self._seen_models.add(label)
             usable = len(pool.usable(model))
             self._ready.labels(label).set(usable > 0)
             self._usable.labels(label).set(usable)

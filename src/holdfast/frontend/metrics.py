@@ -155,6 +155,7 @@ class FrontendMetrics:
         label = self.label(model)
         if label not in self._foreseen:
             self._foreseen.add(label)
+            self.of(model)
             foresee_model(self, label)
 
     def label(self, model: str) -> str:
