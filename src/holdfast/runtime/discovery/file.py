@@ -24,7 +24,7 @@ from holdfast.base.ids import InstanceId
 from holdfast.runtime.discovery.contract import DiscoveryEvent, InstanceRecord
 from holdfast.runtime.discovery.directory import RecordDirectory, SupersededError
 from holdfast.runtime.discovery.judge import Envelope, JudgeSettings, Stamp, StoreJudge
-from holdfast.runtime.discovery.process import is_dead, mark_of, this_host
+from holdfast.runtime.discovery.process import ProcessMark, is_dead, mark_of, this_host
 from holdfast.runtime.discovery.view import ViewedDiscovery, encode_record
 
 log = logging.getLogger(__name__)
@@ -59,15 +59,27 @@ class _Own:
         self.stamp: Stamp | None = None
 
 
-class _Keeper:
-    """What runs in the thread: leases, watching, judging."""
+class Keeper:
+    """What runs in the thread: leases, watching, judging.
 
-    def __init__(self, directory: RecordDirectory, settings: FileSettings, report: Callable[..., None]):
+    Args:
+        directory: where the records are.
+        settings: how often what is done.
+        report: receives events, in order.
+        dead: says whether a process is provably dead.
+    """
+
+    def __init__(
+        self,
+        directory: RecordDirectory,
+        settings: FileSettings,
+        report: Callable[[list[DiscoveryEvent]], None],
+        dead: Callable[[ProcessMark], bool],
+    ):
         self._directory = directory
         self._settings = settings
         self._report = report
-        self._host = this_host()
-        self._judge = StoreJudge(settings.judge, directory.read, lambda mark: is_dead(mark, self._host))
+        self._judge = StoreJudge(settings.judge, directory.read, dead)
         self._own: dict[InstanceId, _Own] = {}
         self._next_beat = 0.0
         self._next_look = 0.0
@@ -163,7 +175,7 @@ class FileDiscovery(ViewedDiscovery):
         super().__init__()
         self._settings = settings or FileSettings()
         self._directory = RecordDirectory(root)
-        self._commands: queue.Queue[tuple[Callable[[_Keeper], None], asyncio.Future[None]]] = queue.Queue(MAX_COMMANDS)
+        self._commands: queue.Queue[tuple[Callable[[Keeper], None], asyncio.Future[None]]] = queue.Queue(MAX_COMMANDS)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping = threading.Event()
@@ -197,7 +209,7 @@ class FileDiscovery(ViewedDiscovery):
         self._stopping.set()
         await asyncio.to_thread(self._thread.join, STEP_DEADLINE)
 
-    async def _do(self, command: Callable[[_Keeper], None]) -> None:
+    async def _do(self, command: Callable[[Keeper], None]) -> None:
         """Hand a command to the thread and wait, boundedly, until it and a look at the directory are done."""
         if self._loop is None or self._stopping.is_set():
             raise InternalError("file discovery was used before start() or after close()")
@@ -218,7 +230,8 @@ class FileDiscovery(ViewedDiscovery):
             )
 
     def _run(self) -> None:
-        keeper = _Keeper(self._directory, self._settings, self._report)
+        host = this_host()
+        keeper = Keeper(self._directory, self._settings, self._report, lambda mark: is_dead(mark, host))
         while not self._stopping.is_set():
             try:
                 self._turn(keeper)
@@ -226,7 +239,7 @@ class FileDiscovery(ViewedDiscovery):
                 log.exception("a turn of the discovery thread failed; leases go on")
                 self._stopping.wait(self._settings.glance)
 
-    def _turn(self, keeper: _Keeper) -> None:
+    def _turn(self, keeper: Keeper) -> None:
         try:
             command, done = self._commands.get(timeout=self._settings.glance)
         except queue.Empty:

@@ -1,0 +1,1 @@
+"""Deterministic simulation of a whole cluster: production code on a virtual clock, network and discovery."""

@@ -1,0 +1,225 @@
+"""Catches code that touches the real world while a universe runs: sockets, threads, clocks, chance, processes.
+
+`forbidden` replaces the functions that lead out of the simulation; whoever calls one gets an `Escape` that says what
+and where, and the universe ends with it even if somebody swallows it. Two things are served instead: log records get
+their time from the virtual clock, and modules that are known to print calendar time get their host's.
+Must never stay in place when no universe runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType, ModuleType, SimpleNamespace
+from typing import Any, Protocol
+
+CALENDAR_READERS = frozenset(
+    {
+        "holdfast.frontend.admin",  # OpenAI's `created`
+        "holdfast.frontend.generate",  # OpenAI's `created`
+        "holdfast.frontend.registry",  # chat templates may print today's date
+        "holdfast.frontend.debugging",  # people read when a request came by the calendar
+        "holdfast.telemetry.otlp",  # spans carry calendar time
+    }
+)
+"""Modules that may ask for calendar time; they get the host's virtual one."""
+
+
+class Escape(BaseException):  # noqa: N818  named after what happened; no `except Exception` may swallow it
+    """Simulated code reached for the real world.
+
+    Args:
+        what: the function.
+        where: file and line of the call.
+    """
+
+    def __init__(self, what: str, where: str):
+        super().__init__(f"{what} was called in a simulation, at {where}")
+        self.what = what
+        self.where = where
+
+
+class Escapable(Protocol):
+    """What the guard needs of the loop that it guards."""
+
+    escape: Escape | None
+
+    def wall(self) -> float:
+        """Return calendar time of the host whose code runs, in seconds since 1970."""
+
+
+_TIME = (
+    "time time_ns monotonic monotonic_ns perf_counter perf_counter_ns sleep process_time process_time_ns thread_time"
+).split()
+_RANDOM = (
+    "betavariate choice choices expovariate gammavariate gauss getrandbits lognormvariate normalvariate paretovariate "
+    "randbytes randint random randrange sample seed setstate shuffle triangular uniform vonmisesvariate weibullvariate"
+).split()
+_OS = (
+    "urandom getrandom fork forkpty system popen posix_spawn posix_spawnp kill killpg abort _exit execv execve".split()
+)
+_SIGNAL = "signal raise_signal setitimer alarm set_wakeup_fd pthread_kill".split()
+_SOCKET = "socketpair create_connection create_server getaddrinfo gethostbyname gethostname fromfd".split()
+
+_CLOSED: list[tuple[Any, str, str]] = [
+    *((time, name, f"time.{name}") for name in _TIME),
+    *((random, name, f"random.{name}") for name in _RANDOM),
+    *((random.SystemRandom, name, f"SystemRandom.{name}") for name in ("random", "getrandbits", "randbytes")),
+    (random, "_urandom", "os.urandom"),
+    *((os, name, f"os.{name}") for name in _OS if hasattr(os, name)),
+    *((signal, name, f"signal.{name}") for name in _SIGNAL if hasattr(signal, name)),
+    *((socket, name, f"socket.{name}") for name in _SOCKET),
+    (socket.socket, "__init__", "socket.socket"),
+    (threading.Thread, "start", "threading.Thread.start"),
+    (subprocess.Popen, "__init__", "subprocess.Popen"),
+    (uuid, "uuid1", "uuid.uuid1"),
+    (uuid, "uuid4", "uuid.uuid4"),
+]
+"""What leads out: where it lives, its name there, its name for people."""
+
+_SEED = random.Random.seed
+
+
+class _Guard:
+    """The closed ways out of one loop's universe."""
+
+    def __init__(self, loop: Escapable):
+        self.loop = loop
+        self.saved: list[tuple[Any, str, Any]] = []
+
+    def close_ways(self) -> None:
+        replaced: dict[int, Any] = {}
+        for owner, name, label in _CLOSED:
+            original = getattr(owner, name)
+            stand_in = self._served(name) if label in ("time.time", "time.time_ns") else self._raising(label)
+            if not isinstance(owner, type):
+                replaced[id(original)] = stand_in
+            self._set(owner, name, stand_in)
+        self._set(random.Random, "seed", self._seeding())
+        self._set(logging, "time", SimpleNamespace(**{**vars(time), "time": self.loop.wall}))
+        replaced[id(datetime.datetime)] = self._calendar()
+        for module, name, original in _borrowed(frozenset(replaced)):
+            self._set(module, name, replaced[id(original)])
+
+    def open_ways(self) -> None:
+        for owner, name, original in reversed(self.saved):
+            if original is _ABSENT:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, original)
+        self.saved.clear()
+
+    def _set(self, owner: Any, name: str, value: Any) -> None:
+        self.saved.append((owner, name, vars(owner).get(name, _ABSENT)))
+        setattr(owner, name, value)
+
+    def _raising(self, label: str) -> Callable[..., Any]:
+        def closed(*_: Any, **__: Any) -> Any:
+            raise self.caught(label, sys._getframe(1))
+
+        return closed
+
+    def caught(self, label: str, frame: FrameType) -> Escape:
+        """Note the first escape, so that the loop ends with it whatever the code does with the exception."""
+        escape = Escape(label, _where(frame))
+        if self.loop.escape is None:
+            self.loop.escape = escape
+        return escape
+
+    def _served(self, name: str) -> Callable[[], Any]:
+        def calendar() -> float | int:
+            frame = sys._getframe(1)
+            if frame.f_globals.get("__name__") not in CALENDAR_READERS:
+                raise self.caught(f"time.{name}", frame)
+            wall = self.loop.wall()
+            return wall if name == "time" else int(wall * 1e9)
+
+        return calendar
+
+    def _seeding(self) -> Callable[..., None]:
+        @functools.wraps(_SEED)
+        def seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
+            if a is None:
+                raise self.caught("random.Random() without a seed", sys._getframe(1))
+            _SEED(generator, a, version)
+
+        return seed
+
+    def _calendar(self) -> type[datetime.datetime]:
+        guard = self
+
+        class Calendar(datetime.datetime):
+            """Calendar time of the simulated host."""
+
+            @classmethod
+            def now(cls, tz: datetime.tzinfo | None = None) -> Any:
+                """Return the host's calendar time."""
+                frame = sys._getframe(1)
+                if frame.f_globals.get("__name__") not in CALENDAR_READERS:
+                    raise guard.caught("datetime.now", frame)
+                moment = datetime.datetime.fromtimestamp(guard.loop.wall(), datetime.UTC)
+                return moment.astimezone(tz) if tz is not None else moment.replace(tzinfo=None)
+
+            utcnow = today = now
+
+        return Calendar
+
+
+_ABSENT = object()
+_HERE = str(Path(__file__).parent)
+
+
+def _where(frame: FrameType | None) -> str:
+    """Return file and line of the first frame that is neither the standard library's nor the guard's."""
+    first = frame
+    while frame is not None and _is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    chosen = frame or first
+    assert chosen is not None
+    return f"{chosen.f_code.co_filename}:{chosen.f_lineno}"
+
+
+_LIBRARY = str(Path(os.__file__).parent)
+
+
+def _is_library(name: str) -> bool:
+    return name == __file__ or name.startswith("<") or (name.startswith(_LIBRARY) and "site-packages" not in name)
+
+
+@functools.lru_cache(maxsize=4)
+def _borrowed_names(wanted: frozenset[int], modules: int) -> list[tuple[ModuleType, str, Any]]:
+    del modules
+    found: list[tuple[ModuleType, str, Any]] = []
+    for module_name, module in sorted(sys.modules.items()):
+        if module_name.startswith("holdfast.") and module_name != __name__:
+            found += [(module, name, value) for name, value in vars(module).items() if id(value) in wanted]
+    return found
+
+
+def _borrowed(wanted: frozenset[int]) -> list[tuple[ModuleType, str, Any]]:
+    """Find what our modules imported by name (``from time import monotonic``)."""
+    return _borrowed_names(wanted, len(sys.modules))
+
+
+@contextlib.contextmanager
+def forbidden(loop: Escapable) -> Iterator[None]:
+    """Run a universe with the ways out closed; they are open again afterwards."""
+    guard = _Guard(loop)
+    try:
+        guard.close_ways()
+        yield
+    finally:
+        guard.open_ways()

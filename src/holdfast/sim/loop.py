@@ -1,0 +1,434 @@
+"""An event loop on virtual time that runs many hosts in one process, in an order that the tape decides.
+
+Each host has a *lane*: a first-in-first-out queue of callbacks, as a process has with asyncio. When several lanes have
+something to do at the same instant, the tape says which one runs its next iteration. When none has, the clock jumps to
+the next timer. A context variable, inherited by everything that a host starts, says whose a callback is.
+
+Must never wait, never look at a real clock, and never let the address of an object decide anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import heapq
+from array import array
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, copy_context
+from typing import Any, NoReturn, TypeVar
+
+import msgspec
+
+from holdfast.sim.guard import Escape
+from holdfast.sim.lanes import LANE, Lane, SimFuture, SimHandle, SimTask, describe
+from holdfast.sim.tape import Stream
+
+T = TypeVar("T")
+
+START = 1_000.0
+"""Virtual time at which a universe begins, in seconds."""
+WALL_START = 1_750_000_000.0
+"""Calendar time at which a universe begins, in seconds since 1970."""
+COLLECT_EVERY = 400_000
+"""Callbacks between two collections of garbage."""
+MAX_CALLBACKS = 20_000_000
+"""A universe with more callbacks than this runs away."""
+FLUSH_STEPS = 8_192
+MANY_CANCELLED = 256
+DROP_ROUNDS = 8
+"""How often `close` looks for tasks that dropping others has made."""
+
+
+class Runaway(AssertionError):
+    """The universe has made more callbacks than its budget: something spins."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What an event loop would have logged: an exception that nobody caught."""
+
+    at: float
+    host: str
+    message: str
+    error: BaseException | None
+
+
+class SimLoop(asyncio.BaseEventLoop):
+    """See the module.
+
+    Args:
+        schedule: decides which lane runs next.
+        max_callbacks: budget of the universe.
+    """
+
+    def __init__(self, schedule: Stream, *, max_callbacks: int = MAX_CALLBACKS):
+        super().__init__()
+        self.now = START
+        self.callbacks = 0
+        """Callbacks that were run."""
+        self.iterations = 0
+        """Turns of lanes; each ran what was ready when it began."""
+        self.failures: list[Failure] = []
+        self.world = Lane("world", 0)
+        """Whoever is no host: the harness."""
+        self.escape: Escape | None = None
+        """Set by the guard; ends the run."""
+        self.budget = max_callbacks
+        self.trace: list[tuple[float, str, str]] | None = None
+        """When a list: receives time, host and name of every callback."""
+        self._choose = schedule.choose
+        self._runnable: list[Lane] = []
+        self._heap: list[tuple[float, int, SimHandle | Lane]] = []
+        self._serial = 0
+        self._tasks_made = 0
+        self._timers_cancelled = 0
+        self._until: Callable[[], bool] | None = None
+        self._limit = START
+        self._reached = False
+        self._dropping = False
+        self._next_collection = COLLECT_EVERY
+        self._hasher = hashlib.blake2b(digest_size=16)
+        self._steps: array[float] = array("d")
+        self._fatal: BaseException | None = None
+        self.set_exception_handler(self._note_failure)
+
+    # -- time and callbacks ----------------------------------------------------------------------------
+
+    def time(self) -> float:
+        """Return virtual seconds."""
+        return self.now
+
+    def wall(self) -> float:
+        """Return calendar time, seconds since 1970, as the host whose code runs has it."""
+        return WALL_START + self.now - START + LANE.get(self.world).wall_offset
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> SimHandle:
+        """Run a callback in the next iteration of the lane whose context this is."""
+        if context is None:
+            context = copy_context()
+        lane = context.get(LANE, self.world)
+        handle = SimHandle(self, 0.0, callback, args, context, lane, False)
+        if lane.alive and not self._dropping:
+            lane.ready.append(handle)
+            if not lane.queued:
+                lane.queued = True
+                self._runnable.append(lane)
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_later(  # type: ignore[override]
+        self, delay: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> SimHandle:
+        """Run a callback ``delay`` virtual seconds from now."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(  # type: ignore[override]
+        self, when: float, callback: Callable[..., Any], *args: Any, context: Context | None = None
+    ) -> SimHandle:
+        """Run a callback at a virtual time."""
+        if context is None:
+            context = copy_context()
+        handle = SimHandle(self, when, callback, args, context, context.get(LANE, self.world), True)
+        if not self._dropping:
+            self._serial = serial = self._serial + 1
+            heapq.heappush(self._heap, (when, serial, handle))
+        return handle
+
+    def timer_cancelled(self) -> None:
+        """Called by a timer's handle; many cancelled timers are swept out of the heap."""
+        self._timers_cancelled += 1
+        if self._timers_cancelled > MANY_CANCELLED and self._timers_cancelled * 2 > len(self._heap):
+            self._heap = [entry for entry in self._heap if isinstance(entry[2], Lane) or not entry[2].cancelled()]
+            heapq.heapify(self._heap)
+            self._timers_cancelled = 0
+
+    # -- tasks, futures, executor ----------------------------------------------------------------------
+
+    def create_future(self) -> SimFuture:
+        """Return a future of this loop."""
+        return SimFuture(loop=self)
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
+        *,
+        name: object = None,
+        context: Context | None = None,
+        **_: Any,
+    ) -> asyncio.Task[T]:
+        """Make a task; its name and number are this universe's own."""
+        task = SimTask.__new__(SimTask)
+        self._tasks_made = task.serial = self._tasks_made + 1
+        task.lane = LANE.get(self.world) if context is None else context.get(LANE, self.world)
+        label = f"task-{task.serial}" if name is None else str(name)
+        task.__init__(coro, loop=self, name=label, context=context)  # type: ignore[misc]
+        if self._dropping:
+            self._drop_task(task)
+        return task
+
+    def run_in_executor(self, executor: object, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        """Run the function inline in a later callback of the same lane, as if a thread had done it at once."""
+        del executor
+        future = self.create_future()
+        self.call_soon(self._work, future, func, args)
+        return future
+
+    def _work(self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if future.cancelled():
+            return
+        asyncio._set_running_loop(None)  # a thread has no running loop
+        try:
+            result = func(*args)
+        except BaseException as error:
+            if isinstance(error, (SystemExit, KeyboardInterrupt)):
+                raise
+            future.set_exception(error)
+        else:
+            future.set_result(result)
+        finally:
+            asyncio._set_running_loop(self)
+
+    # -- running ---------------------------------------------------------------------------------------
+
+    def run(self, until: Callable[[], bool] | None = None, limit_s: float = 3600.0) -> bool:
+        """Run until the condition holds, nothing is left to do, or so much virtual time has passed.
+
+        Args:
+            until: asked each time before the clock moves on.
+            limit_s: virtual seconds from now.
+
+        Returns:
+            Whether ``until`` was reached; without it, whether nothing was left to do.
+
+        Raises:
+            Runaway: the budget of callbacks is used up.
+            Escape: code touched the real world.
+            BaseException: what a callback of the harness itself raised.
+        """
+        self._until, self._limit, self._reached = until, self.now + limit_s, False
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self.run_forever()
+        finally:
+            if collecting:
+                gc.enable()
+        return self._reached
+
+    def _run_once(self) -> None:
+        """Run until somebody calls `stop`: the base class calls this again and again, once is enough."""
+        runnable = self._runnable
+        while not self._stopping:  # type: ignore[attr-defined]
+            count = len(runnable)
+            if count == 0:
+                if not self._advance():
+                    self.stop()
+            else:
+                self._turn(runnable.pop(0 if count == 1 else self._choose(count, "who runs")))
+
+    def _turn(self, lane: Lane) -> None:
+        """One iteration of a lane: what was ready when it began."""
+        queue = lane.ready
+        todo = len(queue) if not lane.cost else 1
+        ran = 0
+        if self.trace is not None:
+            self._trace_turn(lane, todo)
+        while ran < todo and not lane.held:
+            ran += 1
+            handle = queue.popleft()
+            callback = handle._callback
+            if callback is None:
+                continue
+            try:
+                handle._context.run(callback, *handle._args)  # type: ignore[misc]
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:  # noqa: BLE001  as asyncio does: the loop goes on
+                self._callback_failed(lane, error)
+        self.iterations += 1
+        self.callbacks += ran
+        steps = self._steps
+        steps.append(self.now)
+        steps.append(lane.index * 1048576.0 + ran)
+        if len(steps) >= FLUSH_STEPS:
+            self._flush_steps()
+        if lane.held:
+            pass  # it stays out of the line until it is let go
+        elif lane.cost:
+            lane.busy_until = self.now + lane.cost * ran
+            self._wake_at(lane, lane.busy_until)
+        elif queue:
+            self._runnable.append(lane)
+        else:
+            lane.queued = False
+        if self.escape is not None or self.callbacks > self.budget or self._fatal is not None:
+            self._raise_what_ends_it()
+
+    def _wake_at(self, lane: Lane, when: float) -> None:
+        self._serial += 1
+        heapq.heappush(self._heap, (when, self._serial, lane))
+
+    def _advance(self) -> bool:
+        """Move the clock to the next timer and make ready what is due; False when the run is over."""
+        if self._until is not None and self._until():
+            self._reached = True
+            return False
+        if self.callbacks >= self._next_collection:
+            self._next_collection = self.callbacks + COLLECT_EVERY
+            gc.collect()
+        heap = self._heap
+        while heap and isinstance(heap[0][2], SimHandle) and heap[0][2]._callback is None:
+            heapq.heappop(heap)
+            self._timers_cancelled -= 1
+        if not heap:
+            self._reached = self._until is None
+            return False
+        when = heap[0][0]
+        if when > self._limit:
+            self.now = self._limit
+            return False
+        if when > self.now:
+            self.now = when
+        self._make_ready(heap)
+        return True
+
+    def _make_ready(self, heap: list[tuple[float, int, SimHandle | Lane]]) -> None:
+        now, runnable = self.now, self._runnable
+        while heap and heap[0][0] <= now:
+            entry = heapq.heappop(heap)[2]
+            if isinstance(entry, SimHandle):
+                lane = entry.lane
+                if entry._callback is None:
+                    self._timers_cancelled -= 1
+                    continue
+                entry.pending = False
+                if not lane.alive:
+                    continue
+                lane.ready.append(entry)
+                if not lane.queued and not lane.held:
+                    lane.queued = True
+                    runnable.append(lane)
+            elif entry.held:
+                continue
+            elif entry.ready:
+                runnable.append(entry)
+            else:
+                entry.queued = False
+
+    # -- hosts -----------------------------------------------------------------------------------------
+
+    def hold(self, lane: Lane) -> None:
+        """Let nothing of this lane run until `release`; what becomes ready waits in order."""
+        lane.held = lane.queued = True
+        if lane in self._runnable:
+            self._runnable.remove(lane)
+
+    def release(self, lane: Lane) -> None:
+        """Undo `hold`."""
+        lane.held = False
+        lane.queued = bool(lane.ready)
+        if lane.ready:
+            self._runnable.append(lane)
+
+    def schedule(
+        self, lane: Lane, when: float, callback: Callable[..., Any], args: tuple[Any, ...], context: Context
+    ) -> SimHandle:
+        """Do as `call_at`, for what the network brings: it is no timer of the process."""
+        handle = SimHandle(self, 0.0, callback, args, context, lane, True)
+        if not self._dropping:
+            self._serial = serial = self._serial + 1
+            heapq.heappush(self._heap, (when, serial, handle))
+        return handle
+
+    def tasks_of(self, lane: Lane | None = None) -> list[SimTask]:
+        """Return the tasks of a lane (None: of all) that are not over, oldest first."""
+        tasks = [task for task in asyncio.all_tasks(self) if isinstance(task, SimTask)]
+        mine = [task for task in tasks if lane is None or task.lane is lane]
+        return sorted(mine, key=lambda task: task.serial)
+
+    # -- what went wrong -------------------------------------------------------------------------------
+
+    def _callback_failed(self, lane: Lane, error: BaseException) -> None:
+        if lane is self.world:
+            self._fatal = error
+            return
+        self.failures.append(Failure(self.now, lane.label, "a callback raised", error))
+
+    def _note_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not self._dropping:
+            label = LANE.get(self.world).label
+            self.failures.append(Failure(self.now, label, str(context.get("message")), context.get("exception")))
+
+    def _raise_what_ends_it(self) -> NoReturn:
+        self.stop()
+        if self.escape is not None:
+            raise self.escape
+        if self._fatal is not None:
+            error, self._fatal = self._fatal, None
+            raise error
+        raise Runaway(f"{self.callbacks} callbacks at virtual second {self.now - START:.3f}: over the budget")
+
+    # -- digest ----------------------------------------------------------------------------------------
+
+    def feed(self, data: bytes) -> None:
+        """Let something that happened count in the digest. It must not contain addresses."""
+        self._flush_steps()
+        self._hasher.update(data)
+
+    def step(self, number: float) -> None:
+        """Let a number count in the digest; cheaper than `feed`."""
+        self._steps.append(number)
+
+    def digest(self) -> str:
+        """Return the hash of everything that happened so far: equal when a universe is replayed."""
+        self._flush_steps()
+        return self._hasher.hexdigest()
+
+    def _flush_steps(self) -> None:
+        self._hasher.update(self._steps)
+        del self._steps[:]
+
+    def _trace_turn(self, lane: Lane, todo: int) -> None:
+        assert self.trace is not None
+        for handle in list(lane.ready)[:todo]:
+            self.trace.append((self.now, lane.label, describe(handle._callback)))
+
+    # -- the end ---------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Drop everything that waits. Coroutines are closed, so what they do in ``finally`` finds a dead world."""
+        if self.is_closed():
+            return
+        self._dropping = True
+        self.world.ready.clear()
+        self._runnable.clear()
+        self._heap.clear()
+        asyncio._set_running_loop(self)
+        try:
+            dropped = 0
+            for _ in range(DROP_ROUNDS):
+                for task in self.tasks_of():
+                    if task.serial > dropped:
+                        self._drop_task(task)
+                if dropped == self._tasks_made:
+                    break
+                dropped = self._tasks_made
+        finally:
+            asyncio._set_running_loop(None)
+        super().close()
+
+    def _drop_task(self, task: SimTask) -> None:
+        task._log_destroy_pending = False  # type: ignore[attr-defined]
+        coro = task.get_coro()
+        with contextlib.suppress(BaseException):
+            coro.close()  # type: ignore[union-attr]
+
+    async def shutdown_asyncgens(self) -> None:
+        """There is nothing to wait for."""
+
+    async def shutdown_default_executor(self) -> None:
+        """There are no threads."""
