@@ -104,6 +104,17 @@ class Answer(abc.ABC, Generic[ChoiceT]):
             self.reply.finish()
             self.reply.push()
 
+    def dissolve(self) -> None:
+        """Nothing more comes or goes: let go of what leads back here, so that a request leaves no cycle behind.
+
+        What is garbage only to the collector costs more to find than to make.
+        """
+        self.reply.on_unblocked = _nothing
+        self._request = None
+        for choice in self.choices:
+            choice.stream = None
+        self.choices = []
+
     def head(self, common: bytes) -> bytes:
         """Return the response's head: what such answers have in common, and what is this one's own."""
         worker = b"x-holdfast-worker: %b\r\n" % self._worker.encode() if self._worker else b""
@@ -210,3 +221,7 @@ class WholeAnswer(Answer[WholeChoice]):
             body = completion(*args, text, self.counts(), fingerprint=fingerprint)
         self.reply.hold(self.head(_JSON), len(body))
         self.reply.write(body)
+
+
+def _nothing() -> None:
+    return

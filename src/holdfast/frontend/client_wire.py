@@ -97,6 +97,7 @@ class ClientWire:
         """Be told nothing more."""
         if self._protocol.watcher is self:
             self._protocol.watcher = None
+        self.on_lost = self.on_blocked = self.on_writable = _nothing  # they hold the whole answer
 
     def start(self, head: bytes, length: int | None = None) -> None:
         """Begin the response; the head leaves with the first bytes after it.
@@ -152,6 +153,10 @@ class ClientWire:
     def abort(self) -> None:
         """Drop the connection."""
         self._transport.abort()
+
+
+def _nothing() -> None:
+    return
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:

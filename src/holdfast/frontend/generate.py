@@ -121,7 +121,7 @@ class GenerateRoute:
         finally:
             story.settle()
         with self._metrics.of(story.model).inflight:
-            outcome = await self._run(story, prepared, plans, scope["holdfast.wire"])
+            outcome = await self._run(story, prepared, plans, scope.pop("holdfast.wire"))
         story.ended(outcome)
         if CONTENT.on and story.request is not None:
             log_content(prepared, story.request)
@@ -166,6 +166,7 @@ class GenerateRoute:
             self._keep_alive.remove(reply)
             del self.active[story.id], self.stories[story.id]
             reply.abandon()
+            answer.dissolve()
             if answer.lost:
                 self._metrics.disconnected.dec()
         if reply.dropped and answer.error is None:

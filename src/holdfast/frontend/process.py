@@ -32,6 +32,9 @@ EXIT_CUT = 3
 """Some streams had to be ended when the grace period was over."""
 
 
+GC_THRESHOLDS = (10_000, 20, 50)
+"""New objects until the collector looks at them, and how often the older ones have their turn. Requests leave no
+cycles, so that a look finds nothing; with Python's own 700 every burst of a dozen requests would cause one."""
 JOIN_SECONDS = 10.0
 """A frontend that shares a port takes connections after this, even if it has found no worker yet."""
 _JOIN_POLL = 0.01
@@ -77,6 +80,7 @@ async def serve(config: FrontendConfig) -> int:
             stopping = group.create_task(Drain(frontend, server, config).on_signals())
             gc.collect()
             gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             joining = group.create_task(_join(frontend, server, own if config.http_reuse_port else common))
             status.arm()
             host, port = own.getsockname()[:2]

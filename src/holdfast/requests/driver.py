@@ -79,6 +79,7 @@ class Driver:
         finally:
             self._services.deadlines.remove(generation)
             self._task = None
+            del self._generation  # it holds this driver: nothing is left to the garbage collector
 
     def interrupt(self) -> None:
         """The stream has ended: whatever the driver waits for, it must not go on."""

@@ -16,6 +16,7 @@ import jinja2
 from jinja2 import meta, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from holdfast.base.errors import InvalidRequest, UnsupportedFeature
@@ -75,10 +76,29 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+_DICT_ATTRIBUTES = frozenset(dir(dict))
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox, with short cuts for what templates do all the time and what it would allow anyway."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return a dict's entry at once, where no attribute of dicts goes before it."""
+        if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
+            return obj[attribute]
+        return super().getattr(obj, attribute)
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as it is there
+        """Call the template's own macros at once."""
+        if type(__obj) is not Macro:
+            return super().call(__context, __obj, *args, **kwargs)
+        kwargs.pop("_block_vars", None)
+        kwargs.pop("_loop_vars", None)
+        return __obj(__context.eval_ctx, *args, **kwargs)
+
+
 def _environment(now: Callable[[], datetime] | None) -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     if now is not None:
@@ -112,6 +132,7 @@ class ChatTemplate:
         try:
             self.variables = frozenset(meta.find_undeclared_variables(environment.parse(self.source)))
             self._template = environment.from_string(self.source)
+            self._template.globals = dict(self._template.globals)  # each render copies them; a plain dict is quick
         except jinja2.TemplateSyntaxError as error:
             self._broken = f"line {error.lineno}: {error.message}"
 
@@ -183,14 +204,18 @@ class ChatTemplate:
                 f"This model's chat template does not compile ({self._broken}). "
                 "Use /v1/completions, or give the worker another template."
             )
+        template = self._template
+        context = template.new_context(variables)
         try:
-            return self._template.render(variables)
+            return template.environment.concat(template.root_render_func(context))
         except _Objection as error:
             raise InvalidRequest(f"The model's chat template objects: {str(error)[:500]}", param="messages") from error
         except Exception as error:  # templates may fail in any way that Python can
             raise InvalidRequest(
                 f"The model's chat template cannot render these messages: {_reason(error)}", param="messages"
             ) from error
+        finally:
+            context.vars.clear()  # macros hold their context: nothing is left to the garbage collector
 
 
 def _reason(error: Exception) -> str:
