@@ -25,6 +25,7 @@ from typing import Any
 
 from holdfast.base.errors import HoldfastError, InvalidRequest
 from holdfast.base.ids import draw_epoch, draw_instance_id
+from holdfast.runtime.advertise import needs_finding, published_address
 from holdfast.runtime.client import ACCEPT_SECONDS, Client, ResponseStream, RouterMode
 from holdfast.runtime.context import Context
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord
@@ -68,6 +69,7 @@ class DistributedRuntime:
         host: where endpoints listen.
         port: 0 picks a free one.
         insecure: listen off loopback although callers need not prove themselves.
+        advertise: address that callers shall use instead of the bound one; see `advertise.published_address`.
     """
 
     def __init__(
@@ -80,12 +82,15 @@ class DistributedRuntime:
         host: str = "127.0.0.1",
         port: int = 0,
         insecure: bool = False,
+        advertise: str = "",
     ):
         self._rng = rng if rng is not None else random.SystemRandom()
         self._discovery = open_discovery(discovery) if isinstance(discovery, str) else discovery
         self._transport = transport if transport is not None else TcpTransport()
         self._secret = secret
         self._listen = (host, port)
+        self._advertise = advertise
+        self._address = ""
         self.instance = draw_instance_id(self._rng)
         self._epoch = draw_epoch(self._rng)
         self.server = WorkerServer(
@@ -138,7 +143,9 @@ class DistributedRuntime:
         async with self._starting:
             await self._discover()
             if not self.server.address:
-                await self.server.start(*self._listen)
+                self._address = await self.server.start(*self._listen)
+                if needs_finding(self._listen[0], self._advertise):
+                    self._address = await asyncio.to_thread(published_address, self._address, self._advertise)
             self._served[endpoint.name] = server
             self._ever_served.append((server, graceful))
             self.server.register(endpoint.name, server.serve)
@@ -166,7 +173,7 @@ class DistributedRuntime:
                 endpoints=tuple(sorted(self._served)),
                 instance=self.instance,
                 epoch=self._epoch,
-                address=self.server.address,
+                address=self._address,
                 pid=os.getpid(),
             )
         )

@@ -43,9 +43,14 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     ] = 0
     """0: the system picks a free one; discovery tells callers which."""
     advertise: Annotated[
-        str, setting("DYN_WORKER_ADVERTISE", "host:port that callers shall use instead of the one that is bound.")
+        str,
+        setting(
+            "DYN_WORKER_ADVERTISE",
+            "host:port (or host alone) that callers shall use instead of the one that is bound; "
+            "empty: the bound one, or, bound to 0.0.0.0, the address of the default route.",
+        ),
     ] = ""
-    """For workers behind address translation."""
+    """For workers behind address translation; see `runtime.advertise`."""
     secret: Annotated[
         str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
     ] = ""

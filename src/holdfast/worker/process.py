@@ -29,6 +29,7 @@ from holdfast.base.lineage import die_with_owner
 from holdfast.base.settings import InvalidSetting, load
 from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
 from holdfast.health.fairness import let_threads_in
+from holdfast.runtime.advertise import needs_finding, published_address
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.readmission import CANARY_ENDPOINT
@@ -228,13 +229,15 @@ class WorkerProcess:
             endpoints = (*endpoints, CONTROL)
         self.server.set_pong_source(self.vitals.pong)
         address = await self.server.start(config.rpc_host, config.rpc_port)
+        if needs_finding(config.rpc_host, config.advertise):
+            address = await asyncio.to_thread(published_address, address, config.advertise)
         return InstanceRecord(
             namespace=config.namespace,
             component=config.component,
             endpoints=endpoints,
             instance=self.instance,
             epoch=self.epoch,
-            address=config.advertise or address,
+            address=address,
             pid=os.getpid(),
             system_address=self.vitals.status.address or None,
             state="ready",
