@@ -107,7 +107,7 @@ class WorkerServer:
         self._endpoints: dict[str, CallHandler] = {}
         self._pong_source: PongSource = _nothing_to_tell
         self._listener: Listener | None = None
-        self._connections: set[ServedConnection] = set()
+        self._connections: dict[ServedConnection, None] = {}  # a set in order of arrival
         self._sessions: dict[str, _Session] = {}
         self._check_timer: asyncio.TimerHandle | None = None
         self._last_check = 0.0
@@ -189,7 +189,7 @@ class WorkerServer:
             make_stream=lambda frame: Call(frame, connection),
         )
         ungreeted = len(self._connections) - sum(1 if s.bulk is None else 2 for s in self._sessions.values())
-        self._connections.add(connection)
+        self._connections[connection] = None
         if ungreeted >= UNGREETED_CONNECTIONS:
             core.turn_away(_too_many("UNGREETED_CONNECTIONS", UNGREETED_CONNECTIONS, ungreeted))
             return core
@@ -266,7 +266,7 @@ class WorkerServer:
 
     def gone(self, connection: ServedConnection) -> None:
         """The connection is lost; its streams have been told. With control, bulk goes too."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if connection.greeting_timer is not None:
             connection.greeting_timer.cancel()
         session = self._sessions.get(connection.caller)

@@ -5,10 +5,11 @@ Must never decide what happens: the harness does, by the tape.
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from holdfast.sim.discovery import SimDiscoveryServer
 from holdfast.sim.guard import forbidden
@@ -19,6 +20,7 @@ from holdfast.sim.loop import MAX_CALLBACKS, START, SimLoop
 from holdfast.sim.network import SimNetwork
 from holdfast.sim.tape import Tape
 
+T = TypeVar("T")
 Fact = str | int | float | bool | None
 
 
@@ -89,6 +91,10 @@ class World:
         note = Note(self.now(), kind, facts)
         self.log.append(note)
         self.loop.feed(str(note).encode())
+
+    def spawn(self, coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Start a task of the harness itself; no fault reaches it."""
+        return self.loop.create_task(coro, name=f"world/{name}", context=self.context.copy())
 
     def run(self, until: Callable[[], bool] | None = None, limit_s: float = 3600.0) -> bool:
         """Let the universe go on. See `SimLoop.run`; code in it cannot reach the real world."""
