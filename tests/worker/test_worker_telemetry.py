@@ -58,6 +58,23 @@ async def test_calls_are_counted_and_canaries_are_not() -> None:
         assert value(seen, gauge) == 0
 
 
+async def test_canaries_are_counted_by_result_and_rare_counters_begin_at_nought() -> None:
+    async with stack(1) as built:
+        (worker, engine) = next(iter(built.workers.values()))
+        before = scrape(worker)
+        assert value(before, "holdfast_worker_canaries_total", result="good") == 1, "the start-up probe"
+        assert value(before, "holdfast_worker_canaries_total") == 1
+        named = {(name, dict(labels).get("error_type"), dict(labels).get("code")) for name, labels in before}
+        assert (f"{WHERE}errors_total", "generate", None) in named
+        assert ("holdfast_worker_refusals_total", None, "worker_saturated") in named
+        engine.misbehave("hang")
+        assert (await worker.vitals.canary.once(0.1)).kind == "bad"
+        engine.misbehave("unhang")
+        seen = scrape(worker)
+        assert value(seen, "holdfast_worker_canaries_total", result="bad", worker_id=worker.instance) == 1
+        assert value(seen, "holdfast_worker_canaries_total", result="unclear") == 0
+
+
 async def test_cancels_refusals_and_flight() -> None:
     async with stack(0, MockConfig(step_ms=5)) as built:
         worker = await built.add_worker(engine_request_limit=1)
