@@ -38,7 +38,7 @@ CALENDAR_READERS = frozenset(
 """Modules that may ask for calendar time; they get the host's virtual one."""
 
 
-class Escape(BaseException):  # noqa: N818  named after what happened; no `except Exception` may swallow it
+class Escape(BaseException):  # no `except Exception` may swallow it
     """Simulated code reached for the real world.
 
     Args:
@@ -61,18 +61,18 @@ class Escapable(Protocol):
         """Return calendar time of the host whose code runs, in seconds since 1970."""
 
 
-_TIME = (
-    "time time_ns monotonic monotonic_ns perf_counter perf_counter_ns sleep process_time process_time_ns thread_time"
-).split()
-_RANDOM = (
-    "betavariate choice choices expovariate gammavariate gauss getrandbits lognormvariate normalvariate paretovariate "
-    "randbytes randint random randrange sample seed setstate shuffle triangular uniform vonmisesvariate weibullvariate"
-).split()
-_OS = (
-    "urandom getrandom fork forkpty system popen posix_spawn posix_spawnp kill killpg abort _exit execv execve".split()
-)
-_SIGNAL = "signal raise_signal setitimer alarm set_wakeup_fd pthread_kill".split()
-_SOCKET = "socketpair create_connection create_server getaddrinfo gethostbyname gethostname fromfd".split()
+# fmt: off
+_TIME = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "sleep",
+    "process_time", "process_time_ns", "thread_time")
+_RANDOM = ("betavariate", "choice", "choices", "expovariate", "gammavariate", "gauss", "getrandbits",
+    "lognormvariate", "normalvariate", "paretovariate", "randbytes", "randint", "random", "randrange",
+    "sample", "seed", "setstate", "shuffle", "triangular", "uniform", "vonmisesvariate", "weibullvariate")
+_OS = ("urandom", "getrandom", "fork", "forkpty", "system", "popen", "posix_spawn", "posix_spawnp", "kill",
+    "killpg", "abort", "_exit", "execv", "execve")
+_SIGNAL = ("signal", "raise_signal", "setitimer", "alarm", "set_wakeup_fd", "pthread_kill")
+_SOCKET = ("socketpair", "create_connection", "create_server", "getaddrinfo", "gethostbyname", "gethostname",
+    "fromfd")
+# fmt: on
 
 _CLOSED: list[tuple[Any, str, str]] = [
     *((time, name, f"time.{name}") for name in _TIME),
@@ -212,6 +212,22 @@ def _borrowed_names(wanted: frozenset[int], modules: int) -> list[tuple[ModuleTy
 def _borrowed(wanted: frozenset[int]) -> list[tuple[ModuleType, str, Any]]:
     """Find what our modules imported by name (``from time import monotonic``)."""
     return _borrowed_names(wanted, len(sys.modules))
+
+
+def ensure_hash_seed(*, again: bool = True) -> None:
+    """Make sure that strings hash the same in every process, so that no set of strings decides anything.
+
+    Args:
+        again: start this program anew with ``PYTHONHASHSEED=0`` when it is not pinned; otherwise only tell.
+
+    Raises:
+        RuntimeError: it is not pinned, and the program shall not be started anew.
+    """
+    if os.environ.get("PYTHONHASHSEED", "random") != "random":
+        return
+    if not again:
+        raise RuntimeError("universes can be repeated in another process only with PYTHONHASHSEED=0 set for both")
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})
 
 
 @contextlib.contextmanager

@@ -12,15 +12,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import hashlib
 import heapq
-from array import array
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
+from holdfast.sim.digest import Digest
 from holdfast.sim.guard import Escape
 from holdfast.sim.lanes import LANE, Lane, SimFuture, SimHandle, SimTask, describe
 from holdfast.sim.tape import Stream
@@ -35,7 +34,6 @@ COLLECT_EVERY = 400_000
 """Callbacks between two collections of garbage."""
 MAX_CALLBACKS = 20_000_000
 """A universe with more callbacks than this runs away."""
-FLUSH_STEPS = 8_192
 MANY_CANCELLED = 256
 DROP_ROUNDS = 8
 """How often `close` looks for tasks that dropping others has made."""
@@ -75,6 +73,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.escape: Escape | None = None
         """Set by the guard; ends the run."""
         self.budget = max_callbacks
+        self.events = Digest()
+        """Of everything that happens."""
         self.trace: list[tuple[float, str, str]] | None = None
         """When a list: receives time, host and name of every callback."""
         self._choose = schedule.choose
@@ -88,8 +88,6 @@ class SimLoop(asyncio.BaseEventLoop):
         self._reached = False
         self._dropping = False
         self._next_collection = COLLECT_EVERY
-        self._hasher = hashlib.blake2b(digest_size=16)
-        self._steps: array[float] = array("d")
         self._fatal: BaseException | None = None
         self.set_exception_handler(self._note_failure)
 
@@ -210,19 +208,13 @@ class SimLoop(asyncio.BaseEventLoop):
             BaseException: what a callback of the harness itself raised.
         """
         self._until, self._limit, self._reached = until, self.now + limit_s, False
-        collecting = gc.isenabled()
-        gc.disable()
-        try:
-            self.run_forever()
-        finally:
-            if collecting:
-                gc.enable()
+        self.run_forever()
         return self._reached
 
     def _run_once(self) -> None:
         """Run until somebody calls `stop`: the base class calls this again and again, once is enough."""
         runnable = self._runnable
-        while not self._stopping:  # type: ignore[attr-defined]
+        while not self._stopping:
             count = len(runnable)
             if count == 0:
                 if not self._advance():
@@ -247,15 +239,11 @@ class SimLoop(asyncio.BaseEventLoop):
                 handle._context.run(callback, *handle._args)  # type: ignore[misc]
             except (SystemExit, KeyboardInterrupt):
                 raise
-            except BaseException as error:  # noqa: BLE001  as asyncio does: the loop goes on
+            except BaseException as error:  # as asyncio does: the loop goes on
                 self._callback_failed(lane, error)
         self.iterations += 1
         self.callbacks += ran
-        steps = self._steps
-        steps.append(self.now)
-        steps.append(lane.index * 1048576.0 + ran)
-        if len(steps) >= FLUSH_STEPS:
-            self._flush_steps()
+        self.events.turn(self.now, lane.index, ran)
         if lane.held:
             pass  # it stays out of the line until it is let go
         elif lane.cost:
@@ -374,23 +362,14 @@ class SimLoop(asyncio.BaseEventLoop):
 
     # -- digest ----------------------------------------------------------------------------------------
 
-    def feed(self, data: bytes) -> None:
-        """Let something that happened count in the digest. It must not contain addresses."""
-        self._flush_steps()
-        self._hasher.update(data)
-
-    def step(self, number: float) -> None:
-        """Let a number count in the digest; cheaper than `feed`."""
-        self._steps.append(number)
-
     def digest(self) -> str:
-        """Return the hash of everything that happened so far: equal when a universe is replayed."""
-        self._flush_steps()
-        return self._hasher.hexdigest()
+        """Return the hash of everything that happened so far: equal when a universe is replayed.
 
-    def _flush_steps(self) -> None:
-        self._hasher.update(self._steps)
-        del self._steps[:]
+        Asking counts too: a replay asks as often.
+        """
+        for counted in (self._serial, self._tasks_made, self.callbacks):
+            self.events.number(counted)
+        return self.events.value()
 
     def _trace_turn(self, lane: Lane, todo: int) -> None:
         assert self.trace is not None
@@ -425,7 +404,7 @@ class SimLoop(asyncio.BaseEventLoop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         coro = task.get_coro()
         with contextlib.suppress(BaseException):
-            coro.close()  # type: ignore[union-attr]
+            coro.close()
 
     async def shutdown_asyncgens(self) -> None:
         """There is nothing to wait for."""

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from holdfast.sim.hosts import Host
     from holdfast.sim.world import World
 
-ANY = "0.0.0.0"  # noqa: S104  a simulated one
+ANY = "0.0.0.0"
 FIRST_PORT = 40_000
 SYN_RETRY = 1.0
 """Seconds after which a system tries again to reach one that did not answer."""
@@ -242,7 +242,7 @@ class SimNetwork:
     def carried(self, stream: SimStream, data: bytes) -> None:
         """A process has read bytes: they count in the digest."""
         self.bytes_carried += len(data)
-        self.loop.step(stream.number * 4294967296.0 + zlib.crc32(data))
+        self.loop.events.number(stream.number * 4294967296.0 + zlib.crc32(data))
 
     def forget(self, stream: SimStream) -> None:
         """One end of a connection is over."""

@@ -216,7 +216,7 @@ class SimStream(asyncio.Transport):
             self.incoming.append((max(when, last), RST))
             self.arm()
 
-    def _taken(self, size: int) -> None:
+    def taken(self, size: int) -> None:
         """The peer's process has read so much; once we hear of it there is room for more."""
         if not self.peer.way.open:
             self._unheard += size
@@ -232,7 +232,7 @@ class SimStream(asyncio.Transport):
         """The way back is open: what was read meanwhile is known now."""
         size, self._unheard = self._unheard, 0
         if size:
-            self._taken(size)
+            self.taken(size)
 
     def _writable(self) -> None:
         self._writable_soon = False
@@ -296,7 +296,7 @@ class SimStream(asyncio.Transport):
         if pieces:
             data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
             self.network.carried(self, data)
-            self.peer._taken(size)
+            self.peer.taken(size)
             self.arm()
             self.protocol.data_received(data)
         elif incoming and incoming[0][0] <= horizon:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, NamedTuple, TypeVar
@@ -37,6 +38,27 @@ class Note(NamedTuple):
         return f"{self.at:10.6f} {self.kind} {told}".rstrip()
 
 
+class _Collector:
+    """The garbage collector stands still while there are worlds: it would run code at moments of its own."""
+
+    worlds = 0
+    enabled = True
+
+
+def _hold_collector() -> None:
+    if _Collector.worlds == 0:
+        _Collector.enabled = gc.isenabled()
+        gc.disable()
+    _Collector.worlds += 1
+
+
+def _let_collector_go() -> None:
+    _Collector.worlds -= 1
+    gc.collect()
+    if _Collector.worlds == 0 and _Collector.enabled:
+        gc.enable()
+
+
 class World:
     """See the module.
 
@@ -47,6 +69,7 @@ class World:
     """
 
     def __init__(self, tape: Tape, *, network: NetworkSettings | None = None, max_callbacks: int = MAX_CALLBACKS):
+        _hold_collector()
         self.tape = tape
         self.loop = SimLoop(tape.schedule, max_callbacks=max_callbacks)
         self.context = Context()
@@ -90,7 +113,7 @@ class World:
         """Write something that happened into the log; it counts in the digest. Facts must not hold addresses."""
         note = Note(self.now(), kind, facts)
         self.log.append(note)
-        self.loop.feed(str(note).encode())
+        self.loop.events.data(str(note).encode())
 
     def spawn(self, coro: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Start a task of the harness itself; no fault reaches it."""
@@ -109,12 +132,16 @@ class World:
         """Drop everything. Idempotent."""
         if self.loop.is_closed():
             return
-        with forbidden(self.loop):
-            self.loop.close()
-        self.network.close()
-        for host in self._incarnations:
-            host.drop()
-        gc.collect()
+        told, sys.unraisablehook = sys.unraisablehook, lambda _: None  # coroutines that still await in a ``finally``
+        try:
+            with forbidden(self.loop):
+                self.loop.close()
+            self.network.close()
+            for host in self._incarnations:
+                host.drop()
+            gc.collect()
+        finally:
+            sys.unraisablehook = told
 
     def __enter__(self) -> World:
         return self

@@ -1,0 +1,265 @@
+"""One universe from seed to verdict: a cluster starts, clients ask, faults strike, faults end, everything must recover.
+
+    run_universe(17)                     # what happened, and which promises were broken
+    run_universe(17, script=outcome.choices)  # the same again, to the last callback
+
+Must never let two universes touch each other, or anything real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from array import array
+from collections import Counter
+from collections.abc import Generator, Mapping, Sequence
+
+import msgspec
+
+from holdfast.sim.cluster import SimCluster
+from holdfast.sim.faults import AnyFault
+from holdfast.sim.history import History, View, Violation
+from holdfast.sim.nemesis import Nemesis
+from holdfast.sim.oracles import check_all
+from holdfast.sim.plan import Plan, Shape, draw_plan
+from holdfast.sim.tape import Tape
+from holdfast.sim.workload import Workload
+from holdfast.sim.world import Note, World
+
+START_BOUND = 20.0
+"""Virtual seconds in which a fresh cluster must be ready."""
+ANSWER_BOUND = 60.0
+"""Virtual seconds after the last fault in which every request must have ended: the bound on a whole request is 40 s,
+and a client that reads slowly may take a while longer."""
+CONVERGE_BOUND = 75.0
+"""Virtual seconds after that in which every frontend must use every worker: 60 s is the longest inhibition and the
+longest hold after a hang."""
+REST = 0.3
+"""Virtual seconds after the last answer in which everything must have been given back: a few network latencies."""
+_POLL = 0.05
+_PROBE_EVERY = 0.5
+
+
+class Outcome(msgspec.Struct):
+    """What became of one universe."""
+
+    seed: int
+    digest: str
+    """Hash of everything that happened: equal when it is replayed."""
+    plan: Plan
+    history: History
+    violations: list[Violation]
+    choices: dict[str, array[int]]
+    """A script that replays it."""
+    log: list[Note]
+    callbacks: int
+    seconds: float
+    """Virtual ones."""
+
+    @property
+    def counters(self) -> Counter[str]:
+        """How often what must happen now and then did."""
+        return self.history.seen
+
+    @property
+    def hits(self) -> int:
+        """Faults that hit live work."""
+        return sum(1 for fault in self.history.fired if fault.live)
+
+    @property
+    def counted(self) -> bool:
+        """Whether it is big enough to count: 2 frontends, 3 workers, 20 requests, 2 faults that hit live work."""
+        shape = self.plan.shape
+        return shape.frontends >= 2 and shape.workers >= 3 and len(self.plan.wishes) >= 20 and self.hits >= 2
+
+
+class Universe:
+    """One universe in progress; `run` it once.
+
+    Args:
+        tape: decides everything.
+        shape: its size.
+        plan: what it goes through; None: drawn from the tape.
+    """
+
+    def __init__(self, tape: Tape, shape: Shape | None = None, plan: Plan | None = None):
+        self.tape = tape
+        self.plan = plan or draw_plan(tape, shape or Shape())
+        self.history = History()
+        self.world = World(tape)
+        self.cluster = SimCluster(self.world, self.plan, self.history)
+        self._workload = Workload(tape.workload, self.plan.shape.frontends, self.plan.shape.longest)
+        self._workload.skip(len(self.plan.wishes))
+        self.nemesis = Nemesis(self.cluster, self._workload)
+
+    def run(self) -> Outcome:
+        """Run it to the end and judge it."""
+        with quiet_logs(), self.world as world:
+            main = world.loop.create_task(self._main(), name="universe", context=world.context)
+            world.run(main.done)
+            if not main.done():
+                self.history.violate("liveness", "nothing was left to do and the universe was not over")
+            else:
+                main.result()
+            self.history.finished = world.loop.time()
+            self._note_failures()
+            self.history.seen["callbacks"] = world.loop.callbacks
+            return Outcome(
+                seed=self.tape.seed,
+                digest=world.digest(),
+                plan=self.plan,
+                history=self.history,
+                violations=[*self.history.violations, *check_all(self.history, self.plan)],
+                choices=self.tape.choices,
+                log=world.log,
+                callbacks=world.loop.callbacks,
+                seconds=world.now(),
+            )
+
+    def _note_failures(self) -> None:
+        for failure in self.world.loop.failures:
+            self.history.violate(
+                "crash", failure.message, host=failure.host, at=round(failure.at, 6), error=repr(failure.error)
+            )
+
+    # -- the course of events --------------------------------------------------------------------------
+
+    async def _main(self) -> None:
+        cluster, history, loop = self.cluster, self.history, self.world.loop
+        cluster.start()
+        if not await self._until(lambda: cluster.complete and self._all_in_use(), START_BOUND):
+            history.violate("liveness", f"a fresh cluster was not ready within {START_BOUND:g} s")
+            return
+        history.began = began = loop.time()
+        for wish in self.plan.wishes:
+            cluster.ask(wish, began + wish.at)
+        self.nemesis.start(self.plan.faults)
+        await self._until(lambda: self.nemesis.done and cluster.complete, float("inf"))
+        await asyncio.sleep(max(0.0, began + self.plan.shape.span - loop.time()))
+        history.healed = loop.time()
+        await self._recover()
+
+    async def _recover(self) -> None:
+        cluster, history, loop = self.cluster, self.history, self.world.loop
+        if await self._until(lambda: all(exchange.over for exchange in cluster.exchanges), ANSWER_BOUND):
+            history.answered = loop.time()
+        until = loop.time() + CONVERGE_BOUND
+        if await self._until(self._all_in_use, CONVERGE_BOUND) and await self._probe(until):
+            history.converged = loop.time()
+        await self._until(self._at_rest, REST)
+        await asyncio.sleep(_POLL)
+        self._look()
+
+    async def _until(self, condition: object, bound: float) -> bool:
+        """Wait for a condition; returns whether it came true within ``bound`` virtual seconds."""
+        assert callable(condition)
+        loop = self.world.loop
+        until = loop.time() + bound
+        while not condition():  # the conditions are about many objects that have no events
+            if loop.time() >= until:
+                return False
+            await asyncio.sleep(_POLL)
+        return True
+
+    async def _probe(self, until: float) -> bool:
+        """Ask until every worker has served every frontend."""
+        cluster, loop = self.cluster, self.world.loop
+        while loop.time() < until:
+            for _ in range(self.plan.shape.workers):
+                for index in range(self.plan.shape.frontends):
+                    cluster.ask(self._workload.probe(0.0, index), loop.time())
+            await asyncio.sleep(_PROBE_EVERY)
+            if await self._until(lambda: all(e.over for e in cluster.exchanges), until - loop.time()) and all(
+                view.served for view in self._views()
+            ):
+                return True
+        return False
+
+    # -- looking at it ---------------------------------------------------------------------------------
+
+    def _all_in_use(self) -> bool:
+        """Whether every frontend would send new work to every worker."""
+        wanted = self.plan.shape.workers
+        for frontend in self.cluster.frontends:
+            if len(frontend.assembled.registry.served()) != 1:
+                return False
+            workers = frontend.assembled.pool.all_workers()
+            if sum(1 for w in workers if w.eligible and not w.inhibited and not w.hesitant) != wanted:
+                return False
+        return len(self.cluster.frontends) == self.plan.shape.frontends
+
+    def _at_rest(self) -> bool:
+        residues = [process.residue() for process in self.cluster.processes.values()]
+        return not any(any(r.leases.values()) or r.in_hand or r.engine or r.streams for r in residues)
+
+    def _look(self) -> None:
+        """Write down what everybody holds and thinks at the end."""
+        history = self.history
+        history.residues = [process.residue() for _, process in sorted(self.cluster.processes.items())]
+        history.views = self._views()
+
+    def _views(self) -> list[View]:
+        served = {
+            (call.frontend, sequence.worker)
+            for sequence in self.history.sequences
+            if sequence.label.startswith("p")
+            for call in self.history.calls
+            if call.name == sequence.label
+        }
+        views = []
+        for frontend in self.cluster.frontends:
+            pool = frontend.assembled.pool
+            for worker in self.cluster.workers:
+                seen = pool.worker(worker.worker.instance)
+                views.append(
+                    View(
+                        frontend.name,
+                        worker.name,
+                        alive=worker.in_service,
+                        known=seen is not None,
+                        eligible=seen is not None and seen.eligible,
+                        current=seen is not None and seen.epoch == worker.worker.epoch,
+                        served=(frontend.name, worker.name) in served,
+                        state=seen.state if seen is not None else "",
+                    )
+                )
+        return views
+
+
+def run_universe(
+    seed: int,
+    shape: Shape | None = None,
+    script: Mapping[str, Sequence[int]] | None = None,
+    *,
+    plan: Plan | None = None,
+    explain: bool = False,
+) -> Outcome:
+    """Run one universe.
+
+    Args:
+        seed: of its tape.
+        shape: its size; None: the default.
+        script: choices to make instead of random ones, by stream, as in `Outcome.choices`.
+        plan: requests and faults; None: drawn from the tape.
+        explain: let the tape keep what each choice was for.
+    """
+    return Universe(Tape(seed, script, explain=explain), shape, plan).run()
+
+
+def faults_of(outcome: Outcome) -> tuple[AnyFault, ...]:
+    """Return the faults that were planned."""
+    return outcome.plan.faults
+
+
+@contextlib.contextmanager
+def quiet_logs() -> Generator[None, None, None]:
+    """Keep production's log lines away, unless somebody listens: formatting them takes longer than the rest."""
+    root = logging.getLogger("holdfast")
+    before = root.level
+    if not root.handlers and not logging.getLogger().handlers:
+        root.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
