@@ -23,6 +23,7 @@ COMMANDS = {
     "restart": "Replace the processes of a running serve one by one, without a failed request.",
     "status": "Show who is there, and in what state.",
     "explain": "Tell what became of a request: attempts, workers, when its tokens came.",
+    "replay": "Send the requests of a trace, and report latencies, throughput, cache hits and balance.",
     "config": "Show every setting, its value and where it comes from.",
 }
 PROCESSES = ("frontend", "worker")
