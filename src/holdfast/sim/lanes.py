@@ -12,6 +12,21 @@ from collections.abc import Callable
 from contextvars import Context, ContextVar
 from typing import Any, Protocol
 
+import msgspec
+
+
+class Runaway(AssertionError):
+    """The universe has made more callbacks than its budget: something spins."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What an event loop would have logged: an exception that nobody caught."""
+
+    at: float
+    host: str
+    message: str
+    error: BaseException | None
+
 
 class TimerOwner(Protocol):
     """What a handle needs of its loop."""

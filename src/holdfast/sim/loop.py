@@ -17,11 +17,9 @@ from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar
 
-import msgspec
-
 from holdfast.sim.digest import Digest
 from holdfast.sim.guard import Escape
-from holdfast.sim.lanes import LANE, Lane, SimFuture, SimHandle, SimTask, describe
+from holdfast.sim.lanes import LANE, Failure, Lane, Runaway, SimFuture, SimHandle, SimTask, describe
 from holdfast.sim.tape import Stream
 
 T = TypeVar("T")
@@ -39,19 +37,6 @@ DROP_ROUNDS = 8
 """How often `close` looks for tasks that dropping others has made."""
 
 
-class Runaway(AssertionError):
-    """The universe has made more callbacks than its budget: something spins."""
-
-
-class Failure(msgspec.Struct, frozen=True):
-    """What an event loop would have logged: an exception that nobody caught."""
-
-    at: float
-    host: str
-    message: str
-    error: BaseException | None
-
-
 class SimLoop(asyncio.BaseEventLoop):
     """See the module.
 
@@ -59,6 +44,8 @@ class SimLoop(asyncio.BaseEventLoop):
         schedule: decides which lane runs next.
         max_callbacks: budget of the universe.
     """
+
+    _stopping: bool
 
     def __init__(self, schedule: Stream, *, max_callbacks: int = MAX_CALLBACKS):
         super().__init__()
@@ -236,7 +223,7 @@ class SimLoop(asyncio.BaseEventLoop):
             if callback is None:
                 continue
             try:
-                handle._context.run(callback, *handle._args)  # type: ignore[misc]
+                handle._context.run(callback, *handle._args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:  # as asyncio does: the loop goes on
@@ -363,13 +350,8 @@ class SimLoop(asyncio.BaseEventLoop):
     # -- digest ----------------------------------------------------------------------------------------
 
     def digest(self) -> str:
-        """Return the hash of everything that happened so far: equal when a universe is replayed.
-
-        Asking counts too: a replay asks as often.
-        """
-        for counted in (self._serial, self._tasks_made, self.callbacks):
-            self.events.number(counted)
-        return self.events.value()
+        """Return the hash of everything that happened so far: equal when a universe is replayed."""
+        return self.events.value(self._serial, self._tasks_made, self.callbacks)
 
     def _trace_turn(self, lane: Lane, todo: int) -> None:
         assert self.trace is not None
