@@ -38,10 +38,12 @@ class Digest:
         self._flush()
         self._hasher.update(data)
 
-    def value(self) -> str:
-        """Return the hash so far."""
+    def value(self, *counters: int) -> str:
+        """Return the hash so far, together with these numbers."""
         self._flush()
-        return self._hasher.hexdigest()
+        hasher = self._hasher.copy()
+        hasher.update(array("d", counters))
+        return hasher.hexdigest()
 
     def _flush(self) -> None:
         self._hasher.update(self._numbers)
