@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import prometheus_client as reference
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
 
 from holdfast.telemetry.series import TICKS_PER_SECOND, Buckets, Cells, Histograms
 
@@ -64,3 +66,43 @@ def test_ticks_count_into_the_bucket_whose_bound_they_do_not_exceed() -> None:
     buckets.add_ticks(Counter({0: 2, 10: 1, 11: 4, 1000: 1, 1001: 5}))
     assert buckets.counts == [3, 4, 1, 5]
     assert buckets.sum * TICKS_PER_SECOND == pytest.approx(10 + 44 + 1000 + 5005)
+
+
+def test_the_text_is_what_the_library_would_write() -> None:
+    """Odd values, odd labels, no children, forgotten children."""
+    cells = Cells("a_total", 'Help with \\ and "quotes"\nand lines.', ("x", "y"), counter=True)
+    gauges = Cells("b", "Gauge.", (), counter=False)
+    empty = Cells("c", "Nothing yet.", ("x",), counter=False)
+    histograms = Histograms("d_seconds", "Histogram.", ("x",), (0.1, 1.0, 2.5))
+    cells.labels('a"b', "c\\d\ne").inc(3)
+    cells.labels("", "ü").inc(0.1)
+    for value in (0.5, 0.1, 7):
+        histograms.labels("m").observe(value)
+    registry = CollectorRegistry()
+    for series in (cells, gauges, empty, histograms):
+        registry.register(series)
+    for value in (1e300, math.inf, -math.inf, True, 3, 1e-7):
+        gauges.labels().set(value)
+        ours = "".join(series.expose() for series in (cells, gauges, empty, histograms))
+        assert parsed(ours) == parsed(generate_latest(registry).decode())
+    cells.clear()
+    assert cells.expose().count("\n") == 2
+    cells.labels("1", "2").inc()
+    assert 'a_total{x="1",y="2"} 1.0\n' in cells.expose()
+
+
+def parsed(text: str) -> list[object]:
+    found: list[object] = []
+    for family in text_string_to_metric_families(text):
+        samples = sorted((s.name, sorted(s.labels.items()), s.value) for s in family.samples)
+        found.append((family.name, family.type, family.documentation, samples))
+    return found
+
+
+def test_texts_of_label_sets_that_are_gone_are_not_kept_for_ever() -> None:
+    cells = Cells("a", "Gauge.", ("worker",), counter=False)
+    for number in range(2000):
+        cells.clear()
+        cells.labels(str(number)).set(1)
+        assert f'a{{worker="{number}"}} 1.0' in cells.expose()
+    assert len(cells._heads) < 300

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 from holdfast.base.settings import setting
 from holdfast.telemetry.series import Cells, Histograms
 
-SeriesT = TypeVar("SeriesT", bound=Collector)
+SeriesT = TypeVar("SeriesT", Cells, Histograms)
 Kind = Literal["counter", "gauge", "histogram"]
 Process = Literal["frontend", "worker", "both"]
 Origin = Literal["seed", "newer", "holdfast", "client"]
@@ -157,6 +157,8 @@ class Registry:
     ):
         settings = settings or MetricSettings()
         self.registry = CollectorRegistry()
+        self._series: list[Cells | Histograms] = []
+        self._process = CollectorRegistry()
         self._metrics: Mapping[str, Metric] = {m.name: m for m in catalogue if m.process in (process, "both")}
         self._bounds = settings.bounds()
         self._prefix = settings.metrics_prefix.rstrip("_") or FRONTEND_PREFIX
@@ -179,7 +181,9 @@ class Registry:
     def watch_process(self) -> None:
         """Show memory, files and CPU time of this process too; they are read when somebody scrapes."""
         self._find("process_resident_memory_bytes", "gauge")
-        self.registry.register(_Process())
+        process = _Process()
+        self.registry.register(process)
+        self._process.register(process)
 
     def bounds(self, name: str) -> tuple[float, ...]:
         """Return the upper bounds of a histogram's buckets, without infinity."""
@@ -187,10 +191,12 @@ class Registry:
 
     def render(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        text = "".join([series.expose() for series in self._series])
+        return text.encode() + generate_latest(self._process)
 
     def _registered(self, series: SeriesT) -> SeriesT:
         self.registry.register(series)
+        self._series.append(series)
         return series
 
     def _find(self, name: str, kind: Kind) -> Metric:

@@ -1,5 +1,8 @@
 """Series that cost a fraction of a microsecond to feed, and speak `prometheus_client` only when they are scraped.
 
+At a scrape the text is written here too, from names and labels that were put together once: the library takes seven
+microseconds a line, and a frontend has a thousand lines to write between two tokens.
+
 A library's counter takes a lock and two function calls per increment, its histogram walks all buckets; a request
 touches twenty of them. Here a child is a slot that its holder keeps. Fed from one thread, read from any.
 
@@ -11,6 +14,8 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from math import isfinite, isnan
 from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -18,6 +23,8 @@ from prometheus_client.registry import Collector
 
 TICKS_PER_SECOND = 10_000
 
+_HEADS_KEPT = 256
+"""Label sets whose text is kept for a metric whose present label sets are fewer than half as many."""
 ChildT = TypeVar("ChildT")
 
 
@@ -77,9 +84,13 @@ class Buckets:
 class Series(Collector, Generic[ChildT]):
     """All label sets of one metric."""
 
+    _kind = "untyped"
+
     def __init__(self, name: str, text: str, labels: tuple[str, ...]):
         self._name, self._text, self._labels = name, text, labels
         self._children: dict[tuple[str, ...], ChildT] = {}
+        self._heads: dict[tuple[str, ...], list[str]] = {}
+        """What the lines of a child begin with; kept when the child is forgotten, for it usually comes back."""
         if not labels:
             self.labels()
 
@@ -96,7 +107,32 @@ class Series(Collector, Generic[ChildT]):
         """Forget all label sets, before they are all set anew."""
         self._children.clear()
 
+    def expose(self) -> str:
+        """Return the present state in Prometheus' text format."""
+        lines = [f"# HELP {self._name} {_escaped(self._text)}\n# TYPE {self._name} {self._kind}\n"]
+        heads = self._heads
+        if len(heads) > _HEADS_KEPT and len(heads) > 2 * len(self._children):
+            heads.clear()
+        for values, child in list(self._children.items()):
+            known = heads.get(values)
+            if known is None:
+                known = heads[values] = self._beginnings(values)
+            lines += [f"{head} {_number(value)}\n" for head, value in zip(known, self._values(child), strict=True)]
+        return "".join(lines)
+
+    def _with(self, values: tuple[str, ...], suffix: str = "", *more: str) -> str:
+        """Return what a line begins with: name and labels."""
+        pairs = [f'{label}="{_quoted(value)}"' for label, value in zip(self._labels, values, strict=True)]
+        labels = ",".join([*pairs, *more])
+        return f"{self._name}{suffix}{{{labels}}}" if labels else f"{self._name}{suffix}"
+
     def _make(self) -> ChildT:
+        raise NotImplementedError
+
+    def _beginnings(self, values: tuple[str, ...]) -> list[str]:
+        raise NotImplementedError
+
+    def _values(self, child: ChildT) -> list[float]:
         raise NotImplementedError
 
 
@@ -105,10 +141,17 @@ class Cells(Series[Cell]):
 
     def __init__(self, name: str, text: str, labels: tuple[str, ...], *, counter: bool):
         self._family = CounterMetricFamily if counter else GaugeMetricFamily
+        self._kind = "counter" if counter else "gauge"
         super().__init__(name, text, labels)
 
     def _make(self) -> Cell:
         return Cell()
+
+    def _beginnings(self, values: tuple[str, ...]) -> list[str]:
+        return [self._with(values)]
+
+    def _values(self, child: Cell) -> list[float]:
+        return [child.value]
 
     def collect(self) -> Iterable[CounterMetricFamily | GaugeMetricFamily]:
         """Return the present state (called by the registry)."""
@@ -121,6 +164,8 @@ class Cells(Series[Cell]):
 class Histograms(Series[Buckets]):
     """A histogram."""
 
+    _kind = "histogram"
+
     def __init__(self, name: str, text: str, labels: tuple[str, ...], bounds: tuple[float, ...]):
         self._bounds = bounds
         self._names = [*(str(float(bound)) for bound in bounds), "+Inf"]
@@ -128,6 +173,14 @@ class Histograms(Series[Buckets]):
 
     def _make(self) -> Buckets:
         return Buckets(self._bounds)
+
+    def _beginnings(self, values: tuple[str, ...]) -> list[str]:
+        buckets = [self._with(values, "_bucket", f'le="{name}"') for name in self._names]
+        return [*buckets, self._with(values, "_count"), self._with(values, "_sum")]
+
+    def _values(self, child: Buckets) -> list[float]:
+        counts = list(accumulate(child.counts))
+        return [*counts, counts[-1], child.sum]
 
     def collect(self) -> Iterable[HistogramMetricFamily]:
         """Return the present state (called by the registry)."""
@@ -139,3 +192,16 @@ class Histograms(Series[Buckets]):
                 buckets.append((name, float(running)))
             family.add_metric(values, buckets, child.sum)
         return [family]
+
+
+def _number(value: float) -> str:
+    number = float(value)
+    return repr(number) if isfinite(number) else "NaN" if isnan(number) else "+Inf" if number > 0 else "-Inf"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
+
+
+def _quoted(text: str) -> str:
+    return _escaped(text).replace('"', '\\"')
