@@ -1,6 +1,6 @@
 """What an engine says about its KV cache blocks.
 
-Must never hold state; the index that consumes these events lives in `routing`.
+Must never hold state; `holdfast.kv.index` is what they feed.
 """
 
 from __future__ import annotations
