@@ -11,6 +11,7 @@ from holdfast.base.settings import setting
 from holdfast.health.config import SystemConfig
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.policy import RouterMode
+from holdfast.runtime.tls import WireTls
 from holdfast.telemetry.metric import MetricSettings
 from holdfast.telemetry.spans import TraceSettings
 
@@ -32,6 +33,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     secret: Annotated[
         str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
     ] = ""
+    tls: WireTls = WireTls()
+    """Encryption of the wire protocol."""
     router_mode: Annotated[RouterMode, setting("DYN_ROUTER_MODE", "How a worker is chosen.")] = "round-robin"
     http_body_limit_mb: Annotated[
         int, setting("DYN_HTTP_BODY_LIMIT_MB", "Largest request body in MiB.", ge=1, le=1024)

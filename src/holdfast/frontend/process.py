@@ -21,7 +21,7 @@ from holdfast.frontend.drain import Drain
 from holdfast.frontend.server import Server, allow_files, inherited, listen, make_server
 from holdfast.health.status import StatusServer
 from holdfast.runtime.discovery.factory import open_discovery
-from holdfast.runtime.transport import TcpTransport
+from holdfast.runtime.tls import open_transport
 from holdfast.telemetry.loop_delay import watch_loop
 from holdfast.telemetry.spans import open_spans
 
@@ -60,7 +60,7 @@ async def serve(config: FrontendConfig) -> int:
     assembled = Assembled(
         config,
         discovery=discovery,
-        transport=TcpTransport(),
+        transport=open_transport(config.tls, serves=False),
         rng=rng,
         clock=time.monotonic_ns,
         make_spans=lambda caller: open_spans(config.traces, "frontend", caller),

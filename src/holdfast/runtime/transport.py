@@ -11,7 +11,7 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from holdfast.base.errors import CannotConnect
 
@@ -69,6 +69,14 @@ def reason_of(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
+def _tls_reason(error: ssl.SSLError) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not accepted: {error.verify_message}"
+    if error.reason == "WRONG_VERSION_NUMBER":
+        return "what answers there does not speak TLS"
+    return str(error.reason or error)
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Return host and port of ``host:port`` or ``[v6]:port``. Raises CannotConnect when it is neither."""
     host, colon, port = address.rpartition(":")
@@ -107,11 +115,25 @@ class TcpTransport:
     Args:
         client_tls: context for connecting; None: plain TCP.
         server_tls: context for listening; one with ``verify_mode=CERT_REQUIRED`` makes callers prove themselves.
+        server_name: name that a worker's certificate must carry; empty: the host that is connected to.
+        handshake_timeout: seconds for a TLS handshake; None: asyncio's own bound.
     """
 
-    def __init__(self, client_tls: ssl.SSLContext | None = None, server_tls: ssl.SSLContext | None = None):
+    def __init__(
+        self,
+        client_tls: ssl.SSLContext | None = None,
+        server_tls: ssl.SSLContext | None = None,
+        *,
+        server_name: str = "",
+        handshake_timeout: float | None = None,
+    ):
         self._client_tls = client_tls
         self._server_tls = server_tls
+        more = {"ssl_handshake_timeout": handshake_timeout} if handshake_timeout is not None else {}
+        self._connecting: dict[str, Any] = {**more} if client_tls is not None else {}
+        if server_name and client_tls is not None:
+            self._connecting["server_hostname"] = server_name
+        self._listening: dict[str, Any] = more if server_tls is not None else {}
         self.authenticates_callers = server_tls is not None and server_tls.verify_mode == ssl.CERT_REQUIRED
 
     async def connect(self, address: str, protocol_factory: ProtocolFactory, timeout: float) -> asyncio.Protocol:  # noqa: ASYNC109
@@ -120,11 +142,18 @@ class TcpTransport:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(timeout):
-                _, protocol = await loop.create_connection(protocol_factory, host, port, ssl=self._client_tls)
+                _, protocol = await loop.create_connection(
+                    protocol_factory, host, port, ssl=self._client_tls, **self._connecting
+                )
         except TimeoutError:
             raise CannotConnect(
                 f"no connection to {address} within {timeout:g} s", address=address, threshold=timeout
             ) from None
+        except ssl.SSLError as error:
+            raise CannotConnect(
+                f"no TLS with {address}: {_tls_reason(error)} (see the settings DYN_TCP_TLS_* here and there)",
+                address=address,
+            ) from error
         except (OSError, UnicodeError) as error:
             raise CannotConnect(f"cannot connect to {address}: {error}", address=address) from error
         return protocol
@@ -133,7 +162,7 @@ class TcpTransport:
         """Listen; port 0 picks a free one. Raises CannotListen when the address cannot be bound."""
         loop = asyncio.get_running_loop()
         try:
-            server = await loop.create_server(protocol_factory, host, port, ssl=self._server_tls)
+            server = await loop.create_server(protocol_factory, host, port, ssl=self._server_tls, **self._listening)
         except OSError as error:
             raise CannotListen(
                 f"The wire protocol cannot listen on {join_address(host, port)}: {reason_of(error)}.",

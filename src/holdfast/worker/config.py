@@ -9,6 +9,7 @@ import msgspec
 from holdfast.base.settings import setting
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.runtime.shutdown import ShutdownBudget
+from holdfast.runtime.tls import WireTls
 from holdfast.telemetry.spans import TraceSettings
 
 EngineName = Literal["llamacpp", "mock"]
@@ -79,6 +80,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, setting("DYN_ENGINE_START_TIMEOUT_SECS", "Give up when the engine is not ready within this.", gt=0)
     ] = 1800.0
     """Loading and warming up together."""
+    tls: WireTls = WireTls()
+    """Encryption of the wire protocol."""
     control: Annotated[bool, setting("DYN_WORKER_CONTROL", "Offer the engine's control endpoint (loopback only).")] = (
         True
     )

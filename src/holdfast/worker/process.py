@@ -36,6 +36,7 @@ from holdfast.runtime.readmission import CANARY_ENDPOINT
 from holdfast.runtime.server import ServerSettings, WorkerServer
 from holdfast.runtime.serving import EndpointServer
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
+from holdfast.runtime.tls import open_transport
 from holdfast.runtime.transport import Transport, is_loopback
 from holdfast.telemetry.spans import NO_SPANS, Spans, open_spans
 from holdfast.worker.calls import Calls
@@ -68,7 +69,7 @@ class WorkerProcess:
         engine: not started yet.
         discovery: where to register; not started yet. Closed at the end.
         rng: for ids and nonces; seeded by the system in production.
-        transport: the network; None: TCP.
+        transport: the network; None: TCP or TLS, as the settings say.
         spans: where traces go.
         clock: telemetry's stopwatch, in nanoseconds; None: the loop's time.
         on_ready: called once callers can find this worker.
@@ -98,6 +99,7 @@ class WorkerProcess:
         self._ending = asyncio.Event()
         self._patience: asyncio.Timeout | None = None
         """The wait that a signal cuts short, while there is one."""
+        transport = transport or open_transport(config.tls, serves=True)
         self._rng, self._transport = rng, transport
         self._discovery = discovery
         facts = {"namespace": config.namespace, "component": config.component, "instance_id": self.instance}
