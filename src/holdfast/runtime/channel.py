@@ -91,6 +91,10 @@ class Channel(asyncio.Protocol):
         """The connection is gone: reset, closed by the worker, or aborted by us."""
         peer = self._owner.peer
         why = f": {exc}" if exc is not None else " (closed by the worker)"
+        if self.core.state == "greeting":
+            why += (
+                "; it said nothing before: if only one side speaks TLS, or a certificate is wanted, see DYN_TCP_TLS_*"
+            )
         self.over(Disconnected(f"the connection to worker {peer} was lost{why}", worker=peer))
 
     def flush_is_paused(self) -> bool:
