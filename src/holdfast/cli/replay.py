@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from holdfast.base.errors import HoldfastError, InvalidRequest
+from holdfast.base.errors import InvalidRequest
 from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.options import Flags, Process
 from holdfast.cli.show import is_terminal
@@ -29,7 +29,7 @@ from holdfast.replay.plot import picture
 from holdfast.replay.prompts import FIRST_TOKEN, Prompts
 from holdfast.replay.record import Recording
 from holdfast.replay.report import Report, summarise
-from holdfast.replay.run import REQUEST_SECONDS, replay
+from holdfast.replay.run import REQUEST_SECONDS, replay, what_happened
 from holdfast.replay.tables import table
 from holdfast.replay.trace import TRACE_BLOCK, TraceRequest, read_trace
 
@@ -97,7 +97,7 @@ def _run(own: dict[str, Any], arrivals: Arrivals) -> tuple[Recording, bool]:
             raise
         return kept[0], True
     except ExceptionGroup as group:
-        raise next((one for one in group.exceptions if isinstance(one, HoldfastError)), group) from None
+        raise what_happened(group) from None
     return kept[0], False
 
 

@@ -245,13 +245,16 @@ class HttpDriver:
         """
         if not self.model:
             answer = _Answer(None)
-            async with asyncio.timeout(CONNECT_SECONDS):
-                await self._send(self._request("GET", "/v1/models", b""), answer)
+            where = "{}:{}".format(*self._address)
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await self._send(self._request("GET", "/v1/models", b""), answer)
+            except TimeoutError as error:
+                raise CannotConnect(f"{where} does not say its models within {CONNECT_SECONDS:g} s.") from error
             try:
                 listed = msgspec.json.decode(answer.body)
                 self.model = str(listed["data"][0]["id"])
             except (msgspec.DecodeError, LookupError, TypeError) as error:
-                where = "{}:{}".format(*self._address)
                 raise InvalidRequest(f"{where} lists no model (status {answer.status}); name one.") from error
         return self.model
 

@@ -13,10 +13,11 @@ import msgspec
 
 from holdfast.replay.report import Report
 
-_WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 960, 180, 70, 20, 60, 46
+_WIDTH, _PANEL, _LEFT, _RIGHT, _TOP, _GAP = 960, 180, 70, 20, 84, 46
 _COLOURS = (
     "#3366cc", "#dc6a1c", "#2a9d5c", "#b0339a", "#8a6d1f", "#1fa2b8", "#d03050", "#6a55c8", "#7a9a1a", "#666666",
 )  # fmt: skip
+_ROUND = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -81,10 +82,11 @@ def _panel(title: str, lines: Sequence[Line], top: float, report: Report, *, own
         value = frame.highest * share
         y = frame.y(value)
         parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
-        parts.append(_text(_LEFT - 6, y + 4, f"{value:g}", size=11, anchor="end"))
+        parts.append(_text(_LEFT - 6, y + 4, f"{value:,g}", size=11, anchor="end"))
+    decimals = 0 if frame.seconds >= 40 else 1
     for share in (0.0, 0.25, 0.5, 0.75, 1.0):
         second = frame.seconds * share
-        parts.append(_text(frame.x(second), top + _PANEL + 16, f"{second:,.0f} s", size=11, anchor="middle"))
+        parts.append(_text(frame.x(second), top + _PANEL + 16, f"{second:,.{decimals}f} s", size=11, anchor="middle"))
     for at, line in enumerate(lines):
         colour = _COLOURS[at % len(_COLOURS)]
         parts.append(_path(line.values, frame, report.bucket_seconds, colour))
@@ -93,7 +95,7 @@ def _panel(title: str, lines: Sequence[Line], top: float, report: Report, *, own
     return parts
 
 
-def _path(values: Sequence[float | None], frame: _Frame, width: int, colour: str) -> str:
+def _path(values: Sequence[float | None], frame: _Frame, width: float, colour: str) -> str:
     moves, pen_down = [], False
     for at, value in enumerate(values):
         if value is not None:
@@ -107,11 +109,11 @@ def _path(values: Sequence[float | None], frame: _Frame, width: int, colour: str
 
 
 def nice_ceiling(value: float) -> float:
-    """Return 1, 2 or 5 times a power of ten, at least ``value`` (1 for nothing)."""
+    """Return a round number, at least ``value`` (1 for nothing)."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
-    return next(step * power for step in (1.0, 2.0, 5.0, 10.0) if step * power >= value * 0.999999)
+    return next(step * power for step in _ROUND if step * power >= value * 0.999999)
 
 
 def _text(x: float, y: float, text: str, *, size: int, colour: str = "#222", anchor: str = "start") -> str:

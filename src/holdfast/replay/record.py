@@ -1,6 +1,6 @@
 """What happened to each request of a replay, and the running figures over all of them.
 
-Memory: one `Record` a request; everything that happens per token goes into histograms and sums per second.
+Memory: one `Record` a request; everything that happens per token goes into histograms and sums per tick.
 
 Must never decide what the figures mean; `report` does.
 """
@@ -13,6 +13,8 @@ from collections.abc import Callable
 
 from holdfast.replay.driver import Job, Outcome
 
+TICKS = 10
+"""Ticks of a second in which tokens are summed."""
 _PER_OCTAVE = 70
 """Buckets to a factor of two: each is 1 % wide."""
 _LOWEST = 1e-6
@@ -103,7 +105,7 @@ class Recording:
         self.gaps = Histogram()
         """Between tokens of one request."""
         self.tokens: defaultdict[str, defaultdict[int, int]] = defaultdict(lambda: defaultdict(int))
-        """Output tokens by worker and second."""
+        """Output tokens by worker and tick."""
         self.in_flight = 0
 
     def now(self) -> float:
@@ -142,7 +144,7 @@ class Note:
             recording.gaps.add((now - record.last) / count, count)
         record.last = now
         record.generated += count
-        recording.tokens[record.worker][int(now)] += count
+        recording.tokens[record.worker][int(now * TICKS)] += count
 
     def usage(self, prompt: int, completion: int, cached: int) -> None:
         """See `driver.Events`."""

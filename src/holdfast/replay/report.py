@@ -13,10 +13,12 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from holdfast.replay.record import Histogram, Record, Recording
+from holdfast.replay.record import TICKS, Histogram, Record, Recording
 
 MOST_BUCKETS = 240
-"""Points of a time line at most; a bucket is a whole number of seconds wide."""
+"""Points of a time line at most."""
+_WIDTHS = (1, 2, 5)
+"""Buckets are these many ticks wide, or ten, a hundred … times as many."""
 _SHARES = (0.5, 0.9, 0.95, 0.99)
 
 
@@ -94,7 +96,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     late: Spread
     """How much after its time a request was sent; well above zero means that the load generator limited the load."""
     balance: Balance
-    bucket_seconds: int
+    bucket_seconds: float
     workers: list[WorkerLine]
     first_tokens: list[Moment]
 
@@ -111,7 +113,7 @@ def summarise(recording: Recording, title: str, load: str) -> Report:
     good = [record for record in records if record.outcome == "ok"]
     seconds = max((_last_event(record) for record in records), default=0.0)
     tokens = [sum(r.input_tokens for r in good), sum(r.cached for r in good), sum(r.generated for r in good)]
-    width = max(1, math.ceil(seconds / MOST_BUCKETS))
+    width = bucket_ticks(seconds) / TICKS
     lines = _lines(recording, seconds, width)
     per_second = 1.0 / seconds if seconds else 0.0
     return Report(
@@ -167,7 +169,7 @@ def _last_event(record: Record) -> float:
     return max(moment for moment in ends if moment is not None)
 
 
-def _lines(recording: Recording, seconds: float, width: int) -> list[WorkerLine]:
+def _lines(recording: Recording, seconds: float, width: float) -> list[WorkerLine]:
     by_worker: defaultdict[str, list[Record]] = defaultdict(list)
     for record in recording.records:
         if record.worker or record.first is not None:
@@ -175,11 +177,11 @@ def _lines(recording: Recording, seconds: float, width: int) -> list[WorkerLine]
     return [_line(recording, worker, by_worker[worker], seconds, width) for worker in sorted(by_worker)]
 
 
-def _line(recording: Recording, worker: str, mine: list[Record], seconds: float, width: int) -> WorkerLine:
+def _line(recording: Recording, worker: str, mine: list[Record], seconds: float, width: float) -> WorkerLine:
     spans = [(record.sent, _last_event(record)) for record in mine]
     tokens = [0.0] * _buckets(seconds, width)
-    for second, count in recording.tokens.get(worker, {}).items():
-        tokens[min(second // width, len(tokens) - 1)] += count / width
+    for tick, count in recording.tokens.get(worker, {}).items():
+        tokens[min(int((tick + 0.5) / TICKS / width), len(tokens) - 1)] += count / width
     return WorkerLine(
         worker=worker,
         requests=len(mine),
@@ -192,11 +194,22 @@ def _line(recording: Recording, worker: str, mine: list[Record], seconds: float,
     )
 
 
-def _buckets(seconds: float, width: int) -> int:
-    return max(1, math.ceil(seconds / width))
+def bucket_ticks(seconds: float) -> int:
+    """Return the width of a bucket in ticks: a round one, such that the time line has `MOST_BUCKETS` at most."""
+    wanted = seconds * TICKS / MOST_BUCKETS
+    power = 1
+    while True:
+        for step in _WIDTHS:
+            if step * power >= wanted:
+                return step * power
+        power *= 10
 
 
-def _occupancy(spans: Iterable[tuple[float, float]], seconds: float, width: int) -> list[float]:
+def _buckets(seconds: float, width: float) -> int:
+    return max(1, math.ceil(seconds / width - 1e-9))
+
+
+def _occupancy(spans: Iterable[tuple[float, float]], seconds: float, width: float) -> list[float]:
     """Return how many of these spans were open in each bucket, on average over the bucket."""
     line = [0.0] * _buckets(seconds, width)
     for begin, end in spans:
@@ -205,11 +218,11 @@ def _occupancy(spans: Iterable[tuple[float, float]], seconds: float, width: int)
     return line
 
 
-def _moments(good: Iterable[Record], seconds: float, width: int) -> list[Moment]:
+def _moments(good: Iterable[Record], seconds: float, width: float) -> list[Moment]:
     found: list[list[float]] = [[] for _ in range(_buckets(seconds, width))]
     for record in good:
         if record.time_to_first_token is not None:
-            found[min(int(record.sent // width), len(found) - 1)].append(record.time_to_first_token)
+            found[min(int(record.sent / width + 1e-9), len(found) - 1)].append(record.time_to_first_token)
     ordered = [sorted(values) for values in found]
     return [Moment(_quantile(v, 0.5), _quantile(v, 0.99)) if v else Moment(None, None) for v in ordered]
 

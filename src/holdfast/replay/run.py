@@ -52,16 +52,27 @@ async def replay(
         finally:
             seats.release()
 
-    async with asyncio.TaskGroup() as tasks:
-        for index, (due, request) in enumerate(due_times(requests, arrivals, rng)):
-            await seats.acquire()
-            wait = due - recording.now()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            job = Job(index, request)
-            note = recording.open(job, None if arrivals.closed else due)
-            tasks.create_task(one(job, note))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for index, (due, request) in enumerate(due_times(requests, arrivals, rng)):
+                await seats.acquire()
+                wait = due - recording.now()
+                if wait > 0:
+                    await asyncio.sleep(wait)
+                job = Job(index, request)
+                note = recording.open(job, None if arrivals.closed else due)
+                tasks.create_task(one(job, note))
+    except ExceptionGroup as group:
+        raise what_happened(group) from None
     return recording
+
+
+def what_happened(group: ExceptionGroup) -> Exception:
+    """Return the error for people in a group, if there is one, otherwise the group: a fault of ours."""
+    found = group.subgroup(HoldfastError)
+    while isinstance(found, ExceptionGroup):
+        found = found.exceptions[0]  # type: ignore[assignment]
+    return found or group
 
 
 async def _serve(driver: Driver, job: Job, note: Note, patience: float) -> None:

@@ -76,8 +76,10 @@ def parse_trace(lines: Iterable[bytes], block: int = TRACE_BLOCK, name: str = "t
             continue
         try:
             request = _DECODER.decode(line)
-        except msgspec.DecodeError as error:
-            raise BadTrace(f"{where}: {error}.") from error
+        except msgspec.ValidationError as error:
+            raise BadTrace(f"{where}: {str(error).rstrip('.')}.") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadTrace(f"{where}: not JSON: {str(error).rstrip('.')}.") from error
         _check(request, block, before, where)
         before = request.timestamp
         yield request

@@ -47,12 +47,12 @@ PROFILES: dict[ProfileName, Profile] = {
         "simulators of serving are checked against. KV cache: 2 x 80 GB x 0.9 less 66 GB of weights and 6 GB of "
         "activations, 262,144 bytes a token.",
         gpus=2,
-        model=StepModel(base_ms=14.3, sequence_ms=0.02, context_ns=40.0, prefill_us=73.0, pair_ns=5.0),
+        model=StepModel(base_ms=14.32, sequence_ms=0.047, context_ns=43.0, prefill_us=74.0, pair_ns=5.0),
         sizes={
             "block_size": 64,
             "num_blocks": 4_200,
             "max_num_seqs": 256,
-            "max_num_batched_tokens": 2048,
+            "max_num_batched_tokens": 8192,
             "context_length": 131_072,
         },
     ),
@@ -62,12 +62,12 @@ PROFILES: dict[ProfileName, Profile] = {
         "4 x 180 GB x 0.9 less 230 GB of weights and 20 GB of activations, 126,976 bytes a token.",
         gpus=4,
         model=StepModel(
-            base_ms=6.0,
-            sequence_ms=0.02,
-            context_ns=8.0,
-            prefill_us=40.0,
+            base_ms=7.8,
+            sequence_ms=0.007,
+            context_ns=5.0,
+            prefill_us=45.0,
             pair_ns=2.0,
-            experts=Experts(count=256, chosen=8, all_ms=8.0),
+            experts=Experts(count=256, chosen=8, all_ms=10.4),
         ),
         sizes={
             "block_size": 64,
