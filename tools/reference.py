@@ -118,7 +118,11 @@ def metric_tables() -> str:
     intro = (
         "A frontend serves its metrics at `/metrics` of its HTTP port, a worker at `/metrics` of its status port. "
         "Labels from outside are bounded: a model that is not served counts as `unknown`. Gauges of what is in flight, "
-        "waiting or leased are zero at rest.\n"
+        "waiting or leased are zero at rest. Counters whose labels can be known beforehand begin at 0, so that the "
+        "first event is an increase.\n\n"
+        "What is not here is not measured: the reference's metrics of its KV-aware router "
+        "(`dynamo_component_router_*`, `dynamo_router_overhead_*`) come with a router that knows prefixes, those of "
+        "its tokenizer cache and per-token detokenizing (`tokenizer_cache_*`, `detokenize_*`) have no counterpart here.\n"
     )
     return f"# Metrics\n\n{NOTE}\n{intro}\n{metrics_page()}"
 

@@ -19,7 +19,7 @@ RULES = ("objectives.yml", "alerts.yml")
 SEVERITIES = {"critical", "warning", "none"}
 SUFFIXES = {"histogram": ("_bucket", "_count", "_sum"), "counter": ("",), "gauge": ("",)}
 KNOWN = {f"{m.name}{suffix}": m for m in CATALOGUE for suffix in SUFFIXES[m.kind]}
-NAME = re.compile(r"\b(?:dynamo|holdfast|model:holdfast)[a-z0-9_:]*[a-z0-9]\b")
+NAME = re.compile(r"\b(?:dynamo|holdfast|process|model:holdfast)[a-z0-9_:]*[a-z0-9]\b")
 
 
 def rules() -> Iterator[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boards.panel import FRONT, INSTANCE, MODEL, MODELS, Dashboard, Panel, quantiles, rate, total
+from boards.panel import FRONT, INSTANCE, MODEL, MODELS, RATE, Dashboard, Panel, quantiles, rate, total
 
 BOARD = Dashboard(
     "fault-tolerance",
@@ -49,6 +49,30 @@ BOARD = Dashboard(
                 },
             ),
             Panel(
+                "State of each worker",
+                "As frontends see it; a worker that is well shows usable.",
+                {
+                    "{{worker_id}} {{state}}": "count by (worker_id, state) "
+                    f"(holdfast_frontend_worker_state{{{FRONT}}} == 1)"
+                },
+                kind="table",
+            ),
+            Panel(
+                "Workers refused",
+                "They run and are not used: their card contradicts the others', or no common version or secret.",
+                {"{{field}}": f"max by (field) (holdfast_frontend_workers_refused{{{FRONT}}})"},
+            ),
+            Panel(
+                "Slots that are not running",
+                "As supervisors say: restarting, or given up.",
+                {
+                    "{{supervisor}} {{slot}} {{state}}": "max by (supervisor, slot, state) "
+                    f'(holdfast_frontend_supervisor_slot_state{{{FRONT}, state!="running"}}) > 0'
+                },
+                kind="table",
+                sparse=True,
+            ),
+            Panel(
                 "Connections lost or not made",
                 "To workers, per second.",
                 {"{{instance}}": rate("dynamo_transport_tcp_errors_total", FRONT, "instance")},
@@ -86,6 +110,50 @@ BOARD = Dashboard(
                 "Above 5 % for five minutes it is an alert.",
                 {"{{model}}": 'model:holdfast_migrations:ratio_rate5m{model=~"$model"}'},
                 "percentunit",
+            ),
+        ),
+        "Waiting and budgets": (
+            Panel(
+                "Waiting for room",
+                "Streams in front of full workers, and how many may wait (DYN_ADMISSION_QUEUE_LIMIT; 0: no queue).",
+                {
+                    "{{instance}}": total("dynamo_frontend_router_queue_pending_requests", FRONT, "instance"),
+                    "limit {{instance}}": f"holdfast_frontend_queue_limit{{{FRONT}}}",
+                },
+            ),
+            Panel(
+                "Waits by how they ended, 95th percentile",
+                "placed: a worker had room; rejected: turned away from the queue.",
+                {
+                    "{{outcome}}": "histogram_quantile(0.95, sum by (outcome, le) "
+                    f"(rate(holdfast_frontend_queue_wait_seconds_bucket{{{MODEL}}}{RATE})))"
+                },
+                "s",
+                sparse=True,
+            ),
+            Panel(
+                "Repeated attempts left",
+                "At 0 failed attempts are not repeated at once; first moves of streams go on.",
+                {"{{instance}}": f"holdfast_frontend_retry_budget_left{{{FRONT}}}"},
+            ),
+            Panel(
+                "Moves that wait for their turn",
+                "Paced, so that a dead machine does not become a flood.",
+                {"{{instance}}": f"holdfast_frontend_paced_moves{{{FRONT}}}"},
+            ),
+            Panel(
+                "Judging",
+                "Self-doubt: so many workers look silent that this frontend waits before it judges. Late: checks a "
+                "second that came too late to judge by.",
+                {
+                    "self-doubt {{instance}}": f"holdfast_frontend_self_doubt{{{FRONT}}}",
+                    "late {{instance}}": rate("holdfast_frontend_discarded_intervals_total", FRONT, "instance"),
+                },
+            ),
+            Panel(
+                "Draining frontends",
+                "1 while a frontend leaves.",
+                {"{{instance}}": f"holdfast_frontend_draining{{{FRONT}}}"},
             ),
         ),
         "Losses and rejections": (

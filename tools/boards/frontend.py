@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boards.panel import FRONT, INSTANCE, MODEL, MODELS, RATE, Dashboard, Panel, quantiles, rate, total
+from boards.panel import FRONT, INSTANCE, MODEL, MODELS, RATE, Dashboard, Panel, process, quantiles, rate, total
 
 BOARD = Dashboard(
     "frontend",
@@ -98,7 +98,8 @@ BOARD = Dashboard(
             ),
             Panel(
                 "Stages, 99th percentile",
-                "transport_roundtrip: from sending to the worker's accept.",
+                "transport_roundtrip: from sending to the worker's accept; postprocess: from the last token until the "
+                "client has everything.",
                 {
                     "{{stage}}": "histogram_quantile(0.99, sum by (stage, le) "
                     f"(rate(dynamo_frontend_stage_duration_seconds_bucket{{{FRONT}}}{RATE})))"
@@ -114,6 +115,29 @@ BOARD = Dashboard(
                     "stalls/s {{instance}}": rate("dynamo_frontend_event_loop_stall_total", FRONT, "instance"),
                 },
                 "s",
+            ),
+        ),
+        "Preparing": (
+            Panel(
+                "Chat template",
+                "Per request that has one.",
+                quantiles("dynamo_frontend_template_seconds", FRONT),
+                "s",
+            ),
+            Panel(
+                "Tokenizing",
+                "All prompts of a request; of large bodies the wait for a helper included.",
+                quantiles("dynamo_frontend_tokenize_seconds", FRONT),
+                "s",
+                sparse=True,
+            ),
+            Panel(
+                "Connections",
+                "Of clients, idle ones included, and how many may be (DYN_HTTP_MAX_CONNECTIONS).",
+                {
+                    "{{instance}}": f"holdfast_frontend_connections{{{FRONT}}}",
+                    "limit {{instance}}": f"holdfast_frontend_connections_limit{{{FRONT}}}",
+                },
             ),
         ),
         "Tokens": (
@@ -145,5 +169,6 @@ BOARD = Dashboard(
                 "percentunit",
             ),
         ),
+        "Processes": process(FRONT),
     },
 )

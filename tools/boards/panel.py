@@ -8,6 +8,7 @@ FRONT = 'job="holdfast-frontend", instance=~"$instance"'
 MODEL = f'{FRONT}, model=~"$model"'
 WORKER = 'job="holdfast-worker", worker_id=~"$worker"'
 RATE = "[$__rate_interval]"
+WORKERS_JOB = 'job="holdfast-worker"'
 
 
 class Panel(NamedTuple):
@@ -50,6 +51,29 @@ def quantiles(metric: str, where: str, by: str = "") -> dict[str, str]:
     prefix = f"{{{{{by}}}}} " if by else ""
     inner = f"sum by ({labels}) (rate({metric}_bucket{{{where}}}{RATE}))"
     return {f"{prefix}p{q * 100:g}": f"histogram_quantile({q:g}, {inner})" for q in (0.5, 0.95, 0.99)}
+
+
+def process(where: str) -> tuple[Panel, ...]:
+    """Return the panels about the processes of a job: what the operating system says of them."""
+    return (
+        Panel(
+            "Memory",
+            "Resident. It levels off; memory that grows for hours is an alert.",
+            {"{{instance}}": f"process_resident_memory_bytes{{{where}}}"},
+            "bytes",
+        ),
+        Panel(
+            "Open files",
+            "Sockets included, as a share of what the process may have. Above 80 % it is an alert.",
+            {"{{instance}}": f"process_open_fds{{{where}}} / process_max_fds{{{where}}}"},
+            "percentunit",
+        ),
+        Panel(
+            "CPU",
+            "Cores in use. An event loop is one thread: near 1 a frontend is at its end.",
+            {"{{instance}}": f"sum by (instance) (rate(process_cpu_seconds_total{{{where}}}{RATE}))"},
+        ),
+    )
 
 
 def total(metric: str, where: str, by: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from boards.panel import WORKER, WORKERS, Dashboard, Panel, quantiles, rate, total
+from boards.panel import WORKER, WORKERS, WORKERS_JOB, Dashboard, Panel, process, quantiles, rate, total
 
 BOARD = Dashboard(
     "workers",
@@ -78,6 +78,22 @@ BOARD = Dashboard(
                 sparse=True,
             ),
         ),
+        "Canaries": (
+            Panel(
+                "Canaries by result",
+                "Tiny requests of the worker to itself, per second; bad ones take it out of use.",
+                {"{{worker_id}} {{result}}": rate("holdfast_worker_canaries_total", WORKER, "worker_id, result")},
+            ),
+            Panel(
+                "Bad canaries, last hour",
+                "Of each worker.",
+                {
+                    "{{worker_id}}": "sum by (worker_id) "
+                    f'(increase(holdfast_worker_canaries_total{{{WORKER}, result="bad"}}[1h]))'
+                },
+                kind="stat",
+            ),
+        ),
         "Engine": (
             Panel(
                 "Tokens generated per second",
@@ -134,5 +150,6 @@ BOARD = Dashboard(
                 sparse=True,
             ),
         ),
+        "Processes": process(WORKERS_JOB),
     },
 )
