@@ -122,7 +122,8 @@ def metric_tables() -> str:
         "first event is an increase.\n\n"
         "What is not here is not measured: the reference's metrics of its KV-aware router "
         "(`dynamo_component_router_*`, `dynamo_router_overhead_*`) come with a router that knows prefixes, those of "
-        "its tokenizer cache and per-token detokenizing (`tokenizer_cache_*`, `detokenize_*`) have no counterpart here.\n"
+        "its tokenizer cache and per-token detokenizing (`tokenizer_cache_*`, `detokenize_*`) have no counterpart "
+        "here.\n"
     )
     return f"# Metrics\n\n{NOTE}\n{intro}\n{metrics_page()}"
 
