@@ -246,6 +246,20 @@ async def test_a_restart_in_the_same_slot_is_connected_at_once_when_discovery_sa
 
 
 @virtual
+async def test_the_old_connection_is_lost_while_the_one_to_the_new_start_is_being_made():
+    async with Fleet() as fleet:
+        host = await fleet.add("a")
+        await fleet.until(lambda: fleet.usable() == ["a"])
+        await fleet.add("a", epoch=2)
+        while len(fleet.attempts) < 2:
+            await asyncio.sleep(0)
+        host.crash()
+        assert fleet.pool.worker("a").state == "ejected"
+        assert await fleet.until(lambda: fleet.usable() == ["a"]) < 0.5
+        assert fleet.pool.worker("a").epoch == 2
+
+
+@virtual
 async def test_a_new_epoch_replaces_a_living_connection_and_breaks_its_streams():
     async with Fleet() as fleet:
         await fleet.add("a")

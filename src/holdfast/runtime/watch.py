@@ -77,7 +77,7 @@ class Watch:
             before.abandon(error)
             self.connector.close_later(before)
             self.move(worker, "lost")
-            self.move(worker, "connecting")
+        self.move(worker, "connecting")  # also when the old connection was lost while this one was being made
         self.readmissions.drop(worker)
         if epoch != worker.epoch or before is not None:
             worker.inhibition.succeeded()
