@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from holdfast.base.errors import WorkerSaturated
 from holdfast.engines.mock.config import MockConfig
+from holdfast.frontend.metrics import FrontendMetrics
 from holdfast.telemetry.catalogue import CATALOGUE
 from tests.frontend.support import Stack, stack, until
 
@@ -20,9 +22,12 @@ AT_REST = (
     "dynamo_frontend_queued_requests",
     "dynamo_frontend_disconnected_clients",
     "dynamo_frontend_stage_requests",
+    "dynamo_frontend_router_queue_pending_requests",
     "dynamo_request_plane_inflight",
     "dynamo_request_plane_inflight_requests",
     "holdfast_frontend_leases",
+    "holdfast_frontend_queue_streams",
+    "holdfast_frontend_paced_moves",
 )
 
 
@@ -108,6 +113,16 @@ async def test_ways_to_fail_have_their_own_words_and_gauges_return() -> None:
     models = {dict(labels)["model"] for (_, labels) in seen if "model" in dict(labels)}
     assert models == {"mock", "unknown"}, "names that clients invent make no series"
     assert {name: value(seen, name) for name in AT_REST} == dict.fromkeys(AT_REST, 0)
+
+
+def test_layers_and_knobs_that_workers_invent_are_bounded() -> None:
+    metrics = FrontendMetrics()
+    for number in range(500):
+        error = WorkerSaturated("full", layer=f"engine {number}", knob=f"knob {number}")
+        metrics.finished("", "completions", "unary", error, 0.1)
+    (family,) = metrics.rejections_by_knob.collect()
+    assert len(family.samples) < 150
+    assert sum(sample.value for sample in family.samples) == 500
 
 
 async def test_moves_are_counted_with_their_gap() -> None:

@@ -19,6 +19,8 @@ from holdfast.telemetry.metric import UNKNOWN, LabelValues, MetricSettings, Regi
 from holdfast.telemetry.outcomes import error_type
 from holdfast.telemetry.series import TICKS_PER_SECOND
 
+KNOBS_SHOWN = 64
+"""Different layers and knobs of rejections; more of them share a name."""
 _OUTCOMES = {"cancelled": "cancelled", "failed": "failure", "expired": "failure", "rejected": "failure"}
 
 
@@ -98,6 +100,7 @@ class FrontendMetrics:
         self.preprocessing = 0
         """Requests that are being read, rendered and tokenized."""
         self._names = LabelValues()
+        self._knobs = LabelValues(KNOBS_SHOWN)
         self._models: dict[str, _Model] = {}
         self._states: dict[str, str] = {}
         self._stage_route = self.stages.labels("route")
@@ -130,8 +133,7 @@ class FrontendMetrics:
             self.cancellations.labels(model, surface, kind).inc()
         elif error.fault == "capacity":
             self.rejections.labels(model, surface).inc()
-            layer, knob = str(error.details.get("layer", "fleet")), str(error.details.get("knob", "workers"))
-            self.rejections_by_knob.labels(model, layer, knob).inc()
+            self._turned_away(model, error)
         if name:
             self.of(name).duration.observe(seconds)
 
@@ -143,8 +145,13 @@ class FrontendMetrics:
 
     def turned_away(self, error: HoldfastError) -> None:
         """A connection was closed before anything was read from it."""
-        layer, knob = str(error.details["layer"]), str(error.details["knob"])
-        self.rejections_by_knob.labels(UNKNOWN, layer, knob).inc()
+        self._turned_away(UNKNOWN, error)
+
+    def _turned_away(self, model: str, error: HoldfastError) -> None:
+        """Count by layer and knob, of which workers may name their own."""
+        layer = self._knobs.bounded(str(error.details.get("layer", "fleet")))
+        knob = self._knobs.bounded(str(error.details.get("knob", "workers")))
+        self.rejections_by_knob.labels(model, layer, knob).inc()
 
     def waited(self, model: str, outcome: str, seconds: float) -> None:
         """A new request has waited for room (`requests.line`)."""
