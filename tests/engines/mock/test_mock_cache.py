@@ -103,3 +103,16 @@ def test_without_reuse_nothing_stays():
     names = fill(pool, list(range(8)))
     pool.release(names, 0)
     assert pool.cached == 0
+
+
+def test_a_cleared_cache_keeps_what_is_in_use():
+    pool = BlockPool(20, 4)
+    used, idle = fill(pool, list(range(16))), fill(pool, list(range(100, 116)))
+    pool.release(idle, 0)
+    view = replay(pool, pool.take_events())
+    assert len(view) == 8
+    pool.clear()
+    events = pool.take_events()
+    assert isinstance(events[0], AllBlocksCleared)
+    assert replay(pool, events, view) == set(used) == set(pool._sealed)
+    assert (pool.used, pool.available, pool.match(idle)) == (4, 16, 0)

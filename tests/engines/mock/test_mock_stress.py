@@ -22,6 +22,7 @@ async def test_random_work_keeps_every_promise(seed):
         "chunked_prefill": rng.random() < 0.8,
         "preemption": rng.choice(["lifo", "fifo"]),
         "eos_chance": rng.choice([0.0, 0.05]),
+        "watermark": rng.choice([0.0, 0.0, 0.01, 0.4]),
     }
     async with running(**options) as run:
         wanted, cancelled, view = {}, set(), set()
@@ -37,6 +38,8 @@ async def test_random_work_keeps_every_promise(seed):
                 cancelled.add(key)
             elif action < 0.8:
                 run.engine.misbehave("hang", seconds=0.001)
+            elif action < 0.85:
+                run.engine.misbehave("clear")
             for _ in range(rng.randint(0, 4)):
                 await asyncio.sleep(0)
             load = run.engine.load()
