@@ -35,7 +35,7 @@ class Host(Lane):
         incarnation: 1 for the first start.
     """
 
-    __slots__ = ("_kept", "_timed_from", "address", "context", "incarnation", "name", "on_end", "world")
+    __slots__ = ("_timed_from", "address", "context", "incarnation", "name", "on_end", "world")
 
     def __init__(self, world: World, name: str, index: int, address: str, incarnation: int):
         super().__init__(f"{name}#{incarnation}" if incarnation > 1 else name, index)
@@ -47,7 +47,6 @@ class Host(Lane):
         """Called, by the simulation, when the host ends; the argument says whether silently."""
         self.context = Context()
         self.context.run(LANE.set, self)
-        self._kept: list[Any] = []
         self._timed_from = 0
 
     def __repr__(self) -> str:
@@ -94,7 +93,7 @@ class Host(Lane):
         loop = self.world.loop
         loop.hold(self)
         self.alive = False
-        self._kept += [loop.tasks_of(self), list(self.ready)]
+        self.kept += [loop.tasks_of(self), list(self.ready)]
         self.ready.clear()
         self.world.note("crash", host=self.label, silent=silent)
         for told in self.on_end:
@@ -102,7 +101,7 @@ class Host(Lane):
 
     def keep(self, what: object) -> None:
         """Hold on to something until the universe is over, so that dropping it cannot run any code."""
-        self._kept.append(what)
+        self.kept.append(what)
 
     def freeze(self) -> None:
         """Stop it as SIGSTOP does: nothing runs, connections stay open. Idempotent."""
@@ -135,5 +134,5 @@ class Host(Lane):
     def drop(self) -> None:
         """Forget everything; the universe is over."""
         self.ready.clear()
-        self._kept.clear()
+        self.kept.clear()
         self.on_end.clear()

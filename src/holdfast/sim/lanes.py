@@ -38,7 +38,7 @@ class TimerOwner(Protocol):
 class Lane:
     """The callbacks of one host, and whether they may run."""
 
-    __slots__ = ("alive", "busy_until", "cost", "held", "index", "label", "queued", "ready", "wall_offset")
+    __slots__ = ("alive", "busy_until", "cost", "held", "index", "kept", "label", "queued", "ready", "wall_offset")
 
     def __init__(self, label: str, index: int):
         self.label = label
@@ -52,6 +52,8 @@ class Lane:
         self.cost = 0.0
         """Virtual seconds that each callback takes."""
         self.busy_until = 0.0
+        self.kept: list[object] = []
+        """What a dead host had, held until the universe is over: dropping it would run code."""
         self.wall_offset = 0.0
         """Seconds by which this machine's calendar clock is wrong."""
 

@@ -153,6 +153,8 @@ class SimLoop(asyncio.BaseEventLoop):
         task.__init__(coro, loop=self, name=label, context=context)  # type: ignore[misc]
         if self._dropping:
             self._drop_task(task)
+        elif not task.lane.alive:
+            task.lane.kept.append(task)
         return task
 
     def run_in_executor(self, executor: object, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]

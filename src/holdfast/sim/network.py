@@ -138,6 +138,9 @@ class Dial:
         if listener is None or not listener.host.alive:
             self._refused()
             return
+        if listener.backlog >= network.settings.backlog:
+            self._retry()
+            return
         self._stream = network.join(self._host, listener, self._ip, (self._there, self._back))
         self.connected.set_result(self._stream)
 
