@@ -23,6 +23,8 @@ from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.catalogue import ENGINES, section
 from holdfast.cli.options import Flags, Process, passed_on
 from holdfast.cli.show import Relay, StartProgress, paint, table
+from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.https import own_client_context
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.config import ServeConfig
@@ -88,7 +90,8 @@ def command(flags: Flags, **own: Any) -> int:
         with tempfile.TemporaryDirectory(prefix="holdfast-demo-") as directory:
             plan = _plan(flags, directory, own["rounds"])
             discovery = open_discovery("file", root=directory)
-            cluster = LocalCluster(plan, discovery, random.Random(seed), os.environ, relay)
+            tls = own_client_context(flags.load(FrontendConfig, "frontend").config.https)
+            cluster = LocalCluster(plan, discovery, random.Random(seed), os.environ, relay, tls=tls)
             report = asyncio.run(_demonstrate(cluster, flags, own, seed))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return EXIT_INTERRUPTED
@@ -125,7 +128,7 @@ async def _demonstrate(cluster: LocalCluster, flags: Flags, own: dict[str, Any],
         with StartProgress() as progress:
             await cluster.until_ready(180.0, progress)
         started = time.monotonic() - begin
-        model = await first_model(cluster.base_urls[0])
+        model = await first_model(cluster.base_urls[0], cluster.tls)
         report = Report(engine, model, seed, own["temperature"], started, [])
         demonstration = Demonstration(cluster, random.Random(seed))
         for number in range(own["rounds"]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
@@ -15,6 +16,7 @@ from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.options import Flags, Process
 from holdfast.cli.show import paint, table
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.https import own_client_context
 from holdfast.local import http
 
 ANSWER_SECONDS = 3.0
@@ -53,11 +55,12 @@ def command(
     Exits with 0 when it found what was asked for, otherwise with 1.
     """
     config = flags.load(FrontendConfig, "frontend").config
-    urls = [one.rstrip("/") for one in url or [f"http://{config.http_host}:{config.http_port}"]]
+    urls = [one.rstrip("/") for one in url or [f"{config.https.scheme}://{config.http_host}:{config.http_port}"]]
+    tls = None if url else own_client_context(config.https)
     wanted = {"slow": slow, "failed": int(failed) or None, "moved": int(moved) or None, "limit": 50}
     query = urlencode({name: value for name, value in wanted.items() if value is not None})
     path = f"/debug/requests/{quote(request_id, safe='')}" if request_id else f"/debug/requests?{query}"
-    answers = asyncio.run(_ask_all([one + path for one in urls]))
+    answers = asyncio.run(_ask_all([one + path for one in urls], tls))
     found = [content for status, content in answers if status == 200]
     if not found:
         for where, (_, content) in zip(urls, answers, strict=True):
@@ -71,13 +74,13 @@ def command(
     return 0
 
 
-async def _ask_all(urls: list[str]) -> list[tuple[int, dict[str, Any]]]:
-    return await asyncio.gather(*(_ask(url) for url in urls))
+async def _ask_all(urls: list[str], tls: ssl.SSLContext | None) -> list[tuple[int, dict[str, Any]]]:
+    return await asyncio.gather(*(_ask(url, tls) for url in urls))
 
 
-async def _ask(url: str) -> tuple[int, dict[str, Any]]:
+async def _ask(url: str, tls: ssl.SSLContext | None) -> tuple[int, dict[str, Any]]:
     try:
-        answer = await http.get(url, timeout=ANSWER_SECONDS)
+        answer = await http.get(url, ANSWER_SECONDS, tls)
         return answer.status, answer.json()
     except HoldfastError as error:
         return 0, {"error": {"message": error.message}}

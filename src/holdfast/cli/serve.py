@@ -21,6 +21,7 @@ from holdfast.cli.catalogue import ENGINES, section
 from holdfast.cli.options import Flags, Process, passed_on
 from holdfast.cli.show import Relay, StartProgress, paint
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.https import own_client_context
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.config import ServeConfig
@@ -64,7 +65,8 @@ def command(flags: Flags, *, as_json: bool) -> int:
     plan, serve, frontend, listener = make_plan(flags)
     rng = random.Random(secrets.randbits(128))
     discovery = open_discovery(frontend.discovery_backend, root=frontend.file_kv)
-    cluster = LocalCluster(plan, discovery, rng, os.environ, Relay(writer, raw=log.as_json), listener=listener)
+    relay, tls = Relay(writer, raw=log.as_json), own_client_context(frontend.https)
+    cluster = LocalCluster(plan, discovery, rng, os.environ, relay, listener=listener, tls=tls)
     try:
         return asyncio.run(_serve(cluster, serve.start_timeout, as_json))
     finally:
@@ -173,7 +175,7 @@ async def _until_ready(cluster: LocalCluster, running: asyncio.Task[int], timeou
 
 async def _announce(cluster: LocalCluster, as_json: bool) -> None:
     url = cluster.base_urls[0]
-    model = await first_model(url)
+    model = await first_model(url, cluster.tls)
     views = cluster.views()
     if as_json:
         ready = {

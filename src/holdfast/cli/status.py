@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +14,7 @@ from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.options import Flags, Process
 from holdfast.cli.show import paint, state_colour, table
 from holdfast.frontend.config import FrontendConfig
+from holdfast.frontend.https import own_client_context
 from holdfast.local import http
 from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, InstanceRecord
 from holdfast.runtime.discovery.factory import open_discovery
@@ -58,9 +60,10 @@ def command(flags: Flags, *, url: list[str] | None, as_json: bool) -> int:
     workers. Exits with 0 when at least one frontend can serve a model, otherwise with 1.
     """
     config = flags.load(FrontendConfig, "frontend").config
-    urls = url or [f"http://{config.http_host}:{config.http_port}"]
+    urls = url or [f"{config.https.scheme}://{config.http_host}:{config.http_port}"]
+    tls = None if url else own_client_context(config.https)
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
-    status = asyncio.run(_look(discovery, config.namespace, urls))
+    status = asyncio.run(_look(discovery, config.namespace, urls, tls))
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(status), indent=2).decode())
     else:
@@ -68,7 +71,7 @@ def command(flags: Flags, *, url: list[str] | None, as_json: bool) -> int:
     return 0 if any(any(f.models.values()) for f in status.frontends) else 1
 
 
-async def _look(discovery: Discovery, namespace: str, urls: list[str]) -> Status:
+async def _look(discovery: Discovery, namespace: str, urls: list[str], tls: ssl.SSLContext | None) -> Status:
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
             await discovery.start()
@@ -78,14 +81,14 @@ async def _look(discovery: Discovery, namespace: str, urls: list[str]) -> Status
         records, reachable = [], False
     finally:
         await discovery.close()
-    frontends = await asyncio.gather(*(_ask(url.rstrip("/")) for url in urls))
+    frontends = await asyncio.gather(*(_ask(url.rstrip("/"), tls) for url in urls))
     workers = [r for r in records if r.component != SUPERVISOR and r.endpoints]
     return Status(reachable, frontends, workers, [r for r in records if r.component == SUPERVISOR])
 
 
-async def _ask(url: str) -> FrontendStatus:
+async def _ask(url: str, tls: ssl.SSLContext | None) -> FrontendStatus:
     try:
-        answer = await http.get(f"{url}/health", timeout=ANSWER_SECONDS)
+        answer = await http.get(f"{url}/health", ANSWER_SECONDS, tls)
         health = answer.json()
     except HoldfastError as error:
         return FrontendStatus(url, "unreachable", error.message)

@@ -8,6 +8,7 @@ import msgspec
 
 from holdfast.base.limits import ACTIVE_REQUESTS
 from holdfast.base.settings import setting
+from holdfast.frontend.https import HttpTls
 from holdfast.health.config import SystemConfig
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.policy import RouterMode
@@ -33,6 +34,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     secret: Annotated[
         str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
     ] = ""
+    https: HttpTls = HttpTls()
+    """Encryption of the HTTP API."""
     tls: WireTls = WireTls()
     """Encryption of the wire protocol."""
     router_mode: Annotated[RouterMode, setting("DYN_ROUTER_MODE", "How a worker is chosen.")] = "round-robin"

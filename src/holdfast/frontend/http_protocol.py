@@ -309,7 +309,8 @@ class HttpProtocol(Clocked):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self._unwatch()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():  # TLS has no half that could be closed
+            self.transport.write_eof()
         self._timer = self.loop.call_later(LINGER, self.transport.abort)
 
 

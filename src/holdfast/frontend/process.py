@@ -84,7 +84,8 @@ async def serve(config: FrontendConfig) -> int:
             joining = group.create_task(_join(frontend, server, own if config.http_reuse_port else common))
             status.arm()
             host, port = own.getsockname()[:2]
-            log.info("frontend listens on http://%s:%d (router mode %s)", host, port, config.router_mode)
+            scheme = config.https.scheme
+            log.info("frontend listens on %s://%s:%d (router mode %s)", scheme, host, port, config.router_mode)
             await server.serve(sockets=[own] if not config.http_reuse_port else [])
             joining.cancel()
             running.cancel()
@@ -111,4 +112,4 @@ async def _join(frontend: Frontend, server: Server, sock: socket.socket | None) 
         await asyncio.sleep(_JOIN_POLL)
     await server.accept_on(sock)
     host, port = sock.getsockname()[:2]
-    log.info("frontend takes connections from the shared port http://%s:%d", host, port)
+    log.info("frontend takes connections from the shared port %s:%d", host, port)

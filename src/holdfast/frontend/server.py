@@ -20,6 +20,7 @@ from holdfast.base.settings import InvalidSetting
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.http_clocks import Bounds
 from holdfast.frontend.http_protocol import protocol_class
+from holdfast.frontend.https import https_context
 
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
@@ -69,12 +70,16 @@ class Server(uvicorn.Server):
         for connection in waiting:
             connection.setblocking(False)
             with contextlib.suppress(OSError):
-                await asyncio.get_running_loop().connect_accepted_socket(self._shared_protocol, connection)
+                await asyncio.get_running_loop().connect_accepted_socket(
+                    self._shared_protocol, connection, ssl=self.config.ssl
+                )
 
     async def accept_on(self, sock: socket.socket) -> None:
         """Take connections from another listening socket as well, shared with other frontends; once it has started."""
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(self._shared_protocol, sock=sock, backlog=self.config.backlog)
+        server = await loop.create_server(
+            self._shared_protocol, sock=sock, backlog=self.config.backlog, ssl=self.config.ssl
+        )
         self.servers.append(server)
         self._sharing.append((server, sock))
 
@@ -172,6 +177,7 @@ def allow_files(connections: int) -> None:
 
 def make_server(app: Frontend, config: FrontendConfig) -> Server:
     """Return a server for this application; run it with ``await server.serve(sockets=[…])``."""
+    tls = https_context(config.https)
     bounds = Bounds(
         head_timeout=config.http_head_timeout,
         body_timeout=config.http_body_timeout,
@@ -196,6 +202,7 @@ def make_server(app: Frontend, config: FrontendConfig) -> Server:
             proxy_headers=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=1,
+            ssl_context_factory=None if tls is None else lambda _config, _default: tls,
         ),
         bounds,
     )

@@ -15,6 +15,7 @@ import os
 import random
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Literal
@@ -94,6 +95,7 @@ class LocalCluster:
         relay: takes their lines.
         listener: the socket of ``plan.shared_port``. It stays open here while frontends come and go, so that no
             connection is refused meanwhile, and is closed when everything stops.
+        tls: how to call frontends that speak HTTPS; None: they speak HTTP.
     """
 
     def __init__(
@@ -105,8 +107,10 @@ class LocalCluster:
         relay: RelayLine,
         *,
         listener: socket.socket | None = None,
+        tls: ssl.SSLContext | None = None,
     ):
         self.plan = plan
+        self.tls = tls
         self._listener = listener
         self._discovery = discovery
         self._instance = draw_instance_id(rng)
@@ -117,11 +121,11 @@ class LocalCluster:
         environ = {"DYN_SYSTEM_PORT": "0", **environ}  # a status server for every process, each on a port of its own
         specs = _specs(plan, rng, -1 if listener is None else listener.fileno())
         self.supervisor = Supervisor(specs, environ, relay, self._changed.set)
-        self.rolling = Rolling(self.supervisor, self._frontends, plan.start_timeout, self._changed.set)
+        self.rolling = Rolling(self.supervisor, self._frontends, plan.start_timeout, self._changed.set, tls)
 
     @property
     def base_urls(self) -> list[str]:
-        """Return ``http://host:port`` of every address that clients may use."""
+        """Return ``http://host:port`` (or ``https://``) of every address that clients may use."""
         return [self._url(self.plan.shared_port)] if self.plan.shared_port else self.frontend_urls
 
     @property
@@ -131,7 +135,7 @@ class LocalCluster:
 
     def _url(self, port: int) -> str:
         host = f"[{self.plan.http_host}]" if ":" in self.plan.http_host else self.plan.http_host
-        return f"http://{host}:{port}"
+        return f"{'http' if self.tls is None else 'https'}://{host}:{port}"
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[int]]:
@@ -220,11 +224,11 @@ class LocalCluster:
             if pid in self._serving:
                 continue
             with contextlib.suppress(HoldfastError, TimeoutError, msgspec.DecodeError):
-                health = await http.get(f"{url}/health", timeout=1.0)
+                health = await http.get(f"{url}/health", 1.0, self.tls)
                 usable = health.json().get("models", {}) if health.status == 200 else {}
                 if max(usable.values(), default=0) < self.plan.workers:
                     continue
-                models = await http.get(f"{url}/v1/models", timeout=1.0)
+                models = await http.get(f"{url}/v1/models", 1.0, self.tls)
                 # 401: the list is for those who have a key; the health above has said what can be said without one
                 if models.status == 401 or (models.status == 200 and models.json().get("data")):
                     self._serving.add(pid)

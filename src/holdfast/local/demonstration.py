@@ -12,6 +12,7 @@ import asyncio
 import hashlib
 import itertools
 import random
+import ssl
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -178,7 +179,9 @@ class Demonstration:
     async def _ask(self, question: Question, transcript: Transcript, on_piece: Callable[[Piece], None]) -> None:
         loop = asyncio.get_running_loop()
         url = f"{self._cluster.base_urls[0]}/v1/chat/completions"
-        async with http.exchange("POST", url, question.body(), {"x-holdfast-trace": "1"}) as (status, head, body):
+        marked = {"x-holdfast-trace": "1"}
+        asked = http.exchange("POST", url, question.body(), marked, tls=self._cluster.tls)
+        async with asked as (status, head, body):
             if status != 200:
                 text = b"".join([part async for part in http.body(head, body)])
                 raise ClusterFailed(f"The frontend answered {status}: {text[:300].decode('utf-8', 'replace')}")
@@ -192,9 +195,9 @@ class Demonstration:
         raise ClusterFailed("The stream ended without its [DONE].")
 
 
-async def first_model(base_url: str) -> str:
+async def first_model(base_url: str, tls: ssl.SSLContext | None = None) -> str:
     """Return the first model that a frontend lists. Raises HoldfastError."""
-    models = (await http.get(f"{base_url}/v1/models")).json()["data"]
+    models = (await http.get(f"{base_url}/v1/models", tls=tls)).json()["data"]
     if not models:
         raise ClusterFailed("The frontend lists no model.")
     return str(models[0]["id"])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -35,15 +36,15 @@ class Response(msgspec.Struct, frozen=True):
         return msgspec.json.decode(self.body)
 
 
-async def get(url: str, timeout: float = 5.0) -> Response:  # noqa: ASYNC109  the deadline of the whole exchange
-    """Fetch a URL.
+async def get(url: str, timeout: float = 5.0, tls: ssl.SSLContext | None = None) -> Response:  # noqa: ASYNC109
+    """Fetch a URL; ``timeout`` is the deadline of the whole exchange, ``tls`` as in `exchange`.
 
     Raises:
         CannotConnect: nobody listens there.
         Disconnected: the answer ended early.
         TimeoutError: no complete answer within ``timeout`` seconds.
     """
-    async with asyncio.timeout(timeout), exchange("GET", url) as (status, headers, reader):
+    async with asyncio.timeout(timeout), exchange("GET", url, tls=tls) as (status, headers, reader):
         return Response(status, headers, b"".join([part async for part in body(headers, reader)]))
 
 
@@ -55,13 +56,29 @@ async def post(url: str, payload: Any, timeout: float, headers: dict[str, str] |
 
 @contextlib.asynccontextmanager
 async def exchange(
-    method: str, url: str, payload: Any = None, headers: dict[str, str] | None = None
+    method: str,
+    url: str,
+    payload: Any = None,
+    headers: dict[str, str] | None = None,
+    *,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[tuple[int, dict[str, str], asyncio.StreamReader]]:
-    """Send one request; yield status, headers and the reader of the body. The connection is closed afterwards."""
+    """Send one request; yield status, headers and the reader of the body. The connection is closed afterwards.
+
+    Args:
+        method: HTTP's.
+        url: ``http://`` or ``https://``.
+        payload: becomes JSON; None: no body.
+        headers: further ones.
+        tls: whom to believe behind ``https://``; None: the CAs of this machine.
+    """
     parts = urlsplit(url)
-    host, port = parts.hostname or "127.0.0.1", parts.port or 80
+    secure = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
+    host, port = parts.hostname or "127.0.0.1", parts.port or (443 if secure else 80)
     try:
-        reader, writer = await asyncio.open_connection(host, port, limit=_LINE_BYTES)
+        reader, writer = await asyncio.open_connection(host, port, limit=_LINE_BYTES, ssl=secure)
+    except ssl.SSLError as error:
+        raise CannotConnect(f"No TLS with {host}:{port}: {getattr(error, 'verify_message', '') or error}.") from error
     except OSError as error:
         raise CannotConnect(f"Nobody answers at {host}:{port} ({_why(error)}).") from error
     try:

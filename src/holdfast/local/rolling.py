@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Literal
 
@@ -68,6 +69,7 @@ class Rolling:
         frontends: Callable[[], Mapping[str, str]],
         patience: float,
         on_change: Callable[[], None] = lambda: None,
+        tls: ssl.SSLContext | None = None,
     ):
         self.report = Report()
         self.under_way = ""
@@ -76,6 +78,7 @@ class Rolling:
         self._frontends = frontends
         self._patience = patience
         self._on_change = on_change
+        self._tls = tls
         self._asked: asyncio.Queue[Role] = asyncio.Queue(_WAITING)
         self._one = asyncio.Lock()
 
@@ -169,7 +172,7 @@ class Rolling:
     async def _used_by(self, url: str) -> set[int]:
         """Return the pids of the workers that a frontend uses; none when it does not answer or turns requests away."""
         with contextlib.suppress(HoldfastError, TimeoutError, msgspec.DecodeError):
-            answer = await http.get(f"{url}/health", timeout=_ANSWER_SECONDS)
+            answer = await http.get(f"{url}/health", _ANSWER_SECONDS, self._tls)
             if answer.status == 200:
                 return {pid for one in answer.json()["instances"] if (pid := _pid_in_use(one))}
         return set()
