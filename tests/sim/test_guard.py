@@ -163,14 +163,18 @@ def test_names_that_our_modules_have_borrowed_are_caught_too() -> None:
     module = planted_module(
         "holdfast.planted", "from time import monotonic\nfrom datetime import datetime\n"
         "def clock(): return monotonic()\ndef calendar(): return datetime.now()\n"
+        "import time\nclass Watch:\n    def __init__(self, *, clock=time.monotonic_ns): clock()\n"
+        "def measure(clock=time.perf_counter): return clock()\n"
     )  # fmt: skip
     try:
-        for name in ("clock", "calendar"):
+        for name in ("clock", "calendar", "Watch", "measure"):
             with universe() as world:
                 world.boot("a").post(getattr(module, name))
                 with pytest.raises(Escape, match=r"planted\.py"):
                     world.run()
         assert module.monotonic is time.monotonic
+        assert module.measure.__defaults__ == (time.perf_counter,)
+        assert module.measure() > 0
         assert module.datetime is datetime.datetime
     finally:
         del sys.modules["holdfast.planted"]

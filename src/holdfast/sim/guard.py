@@ -23,19 +23,11 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType, ModuleType, SimpleNamespace
+from types import FrameType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, Protocol
 
-CALENDAR_READERS = frozenset(
-    {
-        "holdfast.frontend.admin",  # OpenAI's `created`
-        "holdfast.frontend.generate",  # OpenAI's `created`
-        "holdfast.frontend.registry",  # chat templates may print today's date
-        "holdfast.frontend.debugging",  # people read when a request came by the calendar
-        "holdfast.telemetry.otlp",  # spans carry calendar time
-    }
-)
-"""Modules that may ask for calendar time; they get the host's virtual one."""
+CALENDAR_READERS = frozenset({"holdfast.telemetry.otlp"})  # spans carry calendar time
+"""Modules that may ask for calendar time; they get the host's virtual one. Others have it injected (`Host.wall`)."""
 
 
 class Escape(BaseException):  # no `except Exception` may swallow it
@@ -111,8 +103,14 @@ class _Guard:
         self._set(random.Random, "seed", self._seeding())
         self._set(logging, "time", SimpleNamespace(**{**vars(time), "time": self.loop.wall}))
         replaced[id(datetime.datetime)] = self._calendar()
-        for module, name, original in _borrowed(frozenset(replaced)):
+        wanted, modules = frozenset(replaced), _our_modules()
+        for module, name, original in _borrowed(wanted, modules):
             self._set(module, name, replaced[id(original)])
+        for function in _defaulting(wanted, modules):
+            defaults, named = function.__defaults__ or (), function.__kwdefaults__ or {}
+            self._set_defaults(function, "__defaults__", tuple(replaced.get(id(value), value) for value in defaults))
+            changed = {name: replaced.get(id(value), value) for name, value in named.items()}
+            self._set_defaults(function, "__kwdefaults__", changed)
 
     def open_ways(self) -> None:
         for owner, name, original in reversed(self.saved):
@@ -125,6 +123,10 @@ class _Guard:
     def _set(self, owner: Any, name: str, value: Any) -> None:
         self.saved.append((owner, name, vars(owner).get(name, _ABSENT)))
         setattr(owner, name, value)
+
+    def _set_defaults(self, function: FunctionType, name: str, values: Any) -> None:
+        self.saved.append((function, name, getattr(function, name)))
+        setattr(function, name, values or None)
 
     def _raising(self, label: str) -> Callable[..., Any]:
         def closed(*_: Any, **__: Any) -> Any:
@@ -199,19 +201,33 @@ def _is_library(name: str) -> bool:
     return name == __file__ or name.startswith("<") or (name.startswith(_LIBRARY) and "site-packages" not in name)
 
 
-@functools.lru_cache(maxsize=4)
-def _borrowed_names(wanted: frozenset[int], modules: int) -> list[tuple[ModuleType, str, Any]]:
-    del modules
-    found: list[tuple[ModuleType, str, Any]] = []
-    for module_name, module in sorted(sys.modules.items()):
-        if module_name.startswith("holdfast.") and module_name != __name__:
-            found += [(module, name, value) for name, value in vars(module).items() if id(value) in wanted]
+def _our_modules() -> tuple[ModuleType, ...]:
+    return tuple(m for name, m in list(sys.modules.items()) if name.startswith("holdfast.") and name != __name__)
+
+
+@functools.lru_cache(maxsize=2)
+def _borrowed(wanted: frozenset[int], modules: tuple[ModuleType, ...]) -> list[tuple[ModuleType, str, Any]]:
+    """Find what our modules imported by name (``from time import monotonic``).
+
+    Args:
+        wanted: ids of the functions that are replaced.
+        modules: where to look.
+    """
+    return [(m, name, value) for m in modules for name, value in vars(m).items() if id(value) in wanted]
+
+
+@functools.lru_cache(maxsize=2)
+def _defaulting(wanted: frozenset[int], modules: tuple[ModuleType, ...]) -> list[FunctionType]:
+    """Find functions of ours with such a function as a default value (``clock=time.monotonic``)."""
+    found = []
+    for module in modules:
+        for holder in [module, *(value for value in vars(module).values() if isinstance(value, type))]:
+            for value in vars(holder).values():
+                if isinstance(value, FunctionType) and value.__module__ == module.__name__:
+                    values = [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+                    if any(id(one) in wanted for one in values):
+                        found.append(value)
     return found
-
-
-def _borrowed(wanted: frozenset[int]) -> list[tuple[ModuleType, str, Any]]:
-    """Find what our modules imported by name (``from time import monotonic``)."""
-    return _borrowed_names(wanted, len(sys.modules))
 
 
 def ensure_hash_seed(*, again: bool = True) -> None:
