@@ -231,6 +231,7 @@ class Exchange:
     def abort(self) -> None:
         """See `Sink.abort`."""
         if not self._lost and not self._complete:
+            self._lost = True
             self._loop.call_soon(self._aborted)
 
     def _aborted(self) -> None:

@@ -201,10 +201,11 @@ class SimCluster:
             http_graceful_shutdown_timeout_secs=3.0,
             http_sse_keep_alive_interval_ms=1500,
             requests=RequestSettings(
-                request_timeout=40.0,
+                migration_limit=plan.migration_limit,
+                request_timeout=plan.request_timeout,
                 first_token_timeout=15.0,
                 inter_token_timeout=10.0,
-                client_stall_timeout=4.0,
+                client_stall_timeout=plan.client_stall,
                 migration_wait_secs=20.0,
                 admission=AdmissionSettings(
                     active_decode_blocks_threshold=plan.decode_threshold,

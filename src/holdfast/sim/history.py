@@ -164,6 +164,8 @@ class Residue(msgspec.Struct, frozen=True):
 
     name: str
     leases: dict[str, int]
+    gauges: dict[str, float]
+    """What its metrics say is going on."""
     in_hand: int
     """Requests in hand at a frontend; streams in flight at a worker."""
     engine: int = 0

@@ -61,6 +61,12 @@ class Plan(msgspec.Struct, frozen=True):
     kv_warm: bool = True
     """Frontends have the model's files on their disk already."""
     secret: str = ""
+    request_timeout: float = 40.0
+    """Seconds from a request's arrival to its end."""
+    client_stall: float = 4.0
+    """Seconds for which a client may take nothing."""
+    migration_limit: int = 3
+    """Moves of a stream because of faults."""
 
 
 def frontend_names(shape: Shape) -> list[str]:

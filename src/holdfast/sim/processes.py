@@ -18,6 +18,7 @@ from holdfast.sim.clients import Exchange
 from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Life, Residue
 from holdfast.sim.watching import Watching, replace
+from holdfast.sim.workload import MODEL
 from holdfast.worker.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -174,7 +175,12 @@ class WorkerHost(SimProcess):
         host = self.worker.host
         load = self.engine.load()
         return Residue(
-            self.name, host.leases.sums(), host.in_flight, load.running + load.waiting, self.worker.server.open_streams
+            self.name,
+            host.leases.sums(),
+            {"kv blocks held": float(self.engine.load().kv_used_blocks if not load.running else 0)},
+            host.in_flight,
+            load.running + load.waiting,
+            self.worker.server.open_streams,
         )
 
 
@@ -272,8 +278,17 @@ class FrontendProcess(SimProcess):
 
     def residue(self) -> Residue:
         """Return what it holds."""
+        services, metrics = self.assembled.services, self.assembled.metrics
+        gauges = {
+            "inflight": metrics.of(MODEL).inflight.value,
+            "disconnected": metrics.disconnected.value,
+            "preprocessing": float(metrics.preprocessing),
+            "claims": float(services.admission.ledger.held()),
+            "queue": float(services.placement.line.waiting(MODEL)),
+            "active": float(len(self.app.generate.active)),
+        }
         links = sum(worker.in_flight for worker in self.assembled.pool.all_workers())
-        return Residue(self.name, self.assembled.services.leases.sums(), self.live, streams=links)
+        return Residue(self.name, services.leases.sums(), gauges, self.live, streams=links)
 
     # -- `drain.Listening` and `clients.Serving` -------------------------------------------------------
 

@@ -191,7 +191,9 @@ class Universe:
 
     def _at_rest(self) -> bool:
         residues = [process.residue() for process in self.cluster.processes.values()]
-        return not any(any(r.leases.values()) or r.in_hand or r.engine or r.streams for r in residues)
+        return not any(
+            any(r.leases.values()) or any(r.gauges.values()) or r.in_hand or r.engine or r.streams for r in residues
+        )
 
     def _look(self) -> None:
         """Write down what everybody holds and thinks at the end."""

@@ -1,15 +1,37 @@
 """The promises P1 to P13 as questions to a history: one module each, which says what it asserts and how exactly.
 
-Must never look at anything but the history and the plan.
+P9 (rollouts keep a floor of routable workers) is the supervisor's and has no module here; P10 (a caller's mistake never
+counts against a worker) is checked while it happens (`sim.watching`). Must never look at anything but the history
+and the plan.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from holdfast.sim.history import History, Violation
+from holdfast.sim.oracles import p01, p02, p03, p04, p05, p06, p07, p08, p11, p12, p13
+from holdfast.sim.oracles.facts import Facts, facts_of
 from holdfast.sim.plan import Plan
+
+Oracle = Callable[[Facts], Iterator[Violation]]
+ORACLES: dict[str, Oracle] = {
+    "P1": p01.check,
+    "P2": p02.check,
+    "P3": p03.check,
+    "P4": p04.check,
+    "P5": p05.check,
+    "P6": p06.check,
+    "P7": p07.check,
+    "P8": p08.check,
+    "P11": p11.check,
+    "P12": p12.check,
+    "P13": p13.check,
+}
+"""In this order: P3 needs what P1 works out."""
 
 
 def check_all(history: History, plan: Plan) -> list[Violation]:
     """Return every broken promise."""
-    del history, plan
-    return []
+    facts = facts_of(history, plan)
+    return [violation for oracle in ORACLES.values() for violation in oracle(facts)]

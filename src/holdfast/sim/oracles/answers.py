@@ -1,0 +1,124 @@
+"""A client's bytes, read as an OpenAI client reads them: choices, ends, usage, errors, and what is wrong with the form.
+
+Works on what came so far, also when the connection broke in the middle. Must never know what should have come.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from holdfast.sim.history import Call
+
+_decode = msgspec.json.Decoder().decode
+
+
+class Choice(msgspec.Struct):
+    """One choice, as far as it came."""
+
+    text: str = ""
+    finish: str = ""
+    finishes: int = 0
+    logprobs: list[float] = []
+    tokens: list[str] = []
+    """Names of the tokens with log probabilities."""
+    after_finish: int = 0
+    """Events with content after its end."""
+
+
+class Answer(msgspec.Struct):
+    """One response."""
+
+    choices: dict[int, Choice] = {}
+    usage: dict[str, Any] | None = None
+    errors: list[dict[str, Any]] = []
+    done: int = 0
+    """How often ``[DONE]`` came."""
+    after_done: int = 0
+    """Events after it."""
+    malformed: list[str] = []
+
+    def choice(self, index: int) -> Choice:
+        """Return a choice, made when it is new."""
+        return self.choices.setdefault(index, Choice())
+
+
+def read(call: Call) -> Answer:
+    """Return what a call's bytes say."""
+    answer = Answer()
+    data = call.data
+    if not data:
+        return answer
+    if call.body.get("stream") and call.status == 200:
+        _read_stream(answer, data)
+    elif call.ending == "complete":
+        _read_whole(answer, data)
+    return answer
+
+
+def _read_stream(answer: Answer, data: bytes) -> None:
+    *blocks, _rest = data.split(b"\n\n")
+    for block in blocks:
+        if block.startswith(b":"):
+            continue
+        if not block.startswith(b"data: "):
+            answer.malformed.append(block[:80].decode("utf-8", "replace"))
+            continue
+        if answer.done:
+            answer.after_done += 1
+        payload = block[6:]
+        if payload == b"[DONE]":
+            answer.done += 1
+            continue
+        try:
+            _take_event(answer, _decode(payload))
+        except (msgspec.DecodeError, KeyError, TypeError) as error:
+            answer.malformed.append(f"{type(error).__name__}: {payload[:80].decode('utf-8', 'replace')}")
+
+
+def _take_event(answer: Answer, event: dict[str, Any]) -> None:
+    if "error" in event:
+        answer.errors.append(event["error"])
+        return
+    if event.get("usage"):
+        answer.usage = event["usage"]
+    for piece in event["choices"]:
+        choice = answer.choice(piece["index"])
+        text = piece["delta"].get("content") or "" if "delta" in piece else piece.get("text") or ""
+        if choice.finishes and (text or piece.get("logprobs")):
+            choice.after_finish += 1
+        choice.text += text
+        _take_logprobs(choice, piece.get("logprobs"))
+        if piece.get("finish_reason"):
+            choice.finish = piece["finish_reason"]
+            choice.finishes += 1
+
+
+def _take_logprobs(choice: Choice, logprobs: dict[str, Any] | None) -> None:
+    if not logprobs:
+        return
+    if "content" in logprobs:
+        choice.logprobs += [entry["logprob"] for entry in logprobs["content"]]
+        choice.tokens += [entry["token"] for entry in logprobs["content"]]
+    else:
+        choice.logprobs += logprobs["token_logprobs"]
+        choice.tokens += logprobs["tokens"]
+
+
+def _read_whole(answer: Answer, data: bytes) -> None:
+    try:
+        body = _decode(data)
+        if "error" in body:
+            answer.errors.append(body["error"])
+            return
+        answer.usage = body.get("usage")
+        for piece in body["choices"]:
+            choice = answer.choice(piece["index"])
+            message = piece.get("message")
+            choice.text = (message["content"] if message is not None else piece["text"]) or ""
+            choice.finish = piece["finish_reason"]
+            choice.finishes += 1
+            _take_logprobs(choice, piece.get("logprobs"))
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        answer.malformed.append(f"{type(error).__name__}: {data[:80].decode('utf-8', 'replace')}")

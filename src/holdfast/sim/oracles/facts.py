@@ -1,0 +1,82 @@
+"""A history with what several oracles need of it, worked out once: answers, truths, times in which something was
+disturbed.
+
+Must never judge.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from holdfast.sim.history import Call, Ended, History, Life, Sequence
+from holdfast.sim.oracles.answers import Answer, read
+from holdfast.sim.oracles.truth import Truth
+from holdfast.sim.plan import Plan
+
+UNFAIR = frozenset({
+    "freeze", "slow", "partition", "delay", "power-loss", "crash", "terminate", "reset", "out-of-memory",
+})  # fmt: skip
+"""Faults after which a frontend and a worker may need a while to hear each other."""
+
+
+class Facts(msgspec.Struct):
+    """See the module."""
+
+    history: History
+    plan: Plan
+    truths: dict[tuple[str, int], Truth] = {}
+    """By call and choice; filled by the oracle of P1."""
+    endings: dict[tuple[str, int], Ended] = {}
+    """The frontends' last words, by call and choice."""
+    answers: dict[str, Answer] = {}
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """Users' sequences; canaries are nobody's."""
+        return [sequence for sequence in self.history.sequences if sequence.label]
+
+    def answer(self, call: Call) -> Answer:
+        """Return a call's answer."""
+        found = self.answers.get(call.name)
+        if found is None:
+            found = self.answers[call.name] = read(call)
+        return found
+
+    def choices(self, call: Call) -> int:
+        """Return how many choices a call asks for."""
+        return int(call.body.get("n") or 1)
+
+    def life(self, name: str, incarnation: int) -> Life | None:
+        """Return one start of a process."""
+        return next((x for x in self.history.lives if x.name == name and x.incarnation == incarnation), None)
+
+    def disturbed(self, names: set[str], since: float, until: float) -> float:
+        """Return when the last disturbance of these processes within a time was over; 0: there was none."""
+        hits = [
+            fault.until
+            for fault in self.history.fired
+            if fault.kind in UNFAIR
+            and (fault.target in names or fault.peer in names)
+            and fault.at <= until
+            and fault.until >= since
+        ]
+        hits += [
+            life.ready or life.started
+            for life in self.history.lives
+            if life.name in names and life.incarnation > 1 and since <= life.started <= until
+        ]
+        return max(hits, default=0.0)
+
+    def stopped(self, name: str, since: float, until: float) -> float:
+        """Return for how long a process stood still or was slow within a time, in seconds."""
+        return sum(
+            max(0.0, min(fault.until, until) - max(fault.at, since))
+            for fault in self.history.fired
+            if fault.target == name and fault.kind in ("freeze", "slow")
+        )
+
+
+def facts_of(history: History, plan: Plan) -> Facts:
+    """Return a history's facts."""
+    endings = {(ending.label, ending.choice): ending for ending in history.endings}
+    return Facts(history, plan, endings=endings)

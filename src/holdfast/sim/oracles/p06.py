@@ -1,0 +1,44 @@
+"""P6: a request answered with a rejection was never accepted by a worker and cost no engine work.
+
+Asserted: for every choice whose terminal state is ``rejected``, and every request refused before it became one, no
+engine took a sequence of it. Excused is a sequence whose acceptance the frontend could not know of: the attempt
+failed on the way (a fault of the transport) before the worker's word arrived.
+
+A mistake (``valid`` is false) must be answered with a status from 400 to 499, unless its client left or its frontend
+was gone, full or leaving; it may have reached an engine, which must have refused it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from holdfast.sim.history import Call, Violation
+from holdfast.sim.oracles.facts import Facts
+
+_UNKNOWN = ("migration_exhausted", "no_workers", "deadline_exceeded")
+"""Last words that follow upon failures on the way."""
+
+
+def check(facts: Facts) -> Iterator[Violation]:
+    """Return the breaches."""
+    lost = {(f.label, f.choice, f.attempt) for f in facts.history.failures if f.fault == "transport"}
+    refused = {call.name for call in facts.history.calls if call.status >= 400}
+    for sequence in facts.sequences:
+        choice = sequence.request.choice
+        ending = facts.endings.get((sequence.label, choice))
+        rejected = ending.state == "rejected" if ending is not None else sequence.label in refused
+        if not rejected or not sequence.accepted:
+            continue
+        excused = (sequence.label, choice, sequence.request.attempt) in lost
+        if ending is not None and (ending.fault == "transport" or ending.code in _UNKNOWN):
+            excused = True
+        if not excused:
+            where = {"call": sequence.label, "choice": choice, "worker": sequence.worker, "tokens": sequence.tokens}
+            yield Violation("P6", "a rejected request was accepted by a worker", where)
+    for call in facts.history.calls:
+        if not call.valid and call.ending == "complete" and not _refused(call):
+            yield Violation("P6", "a mistake was not refused", {"call": call.name, "status": call.status})
+
+
+def _refused(call: Call) -> bool:
+    return 400 <= call.status < 500 or call.status in (503, 504)

@@ -1,0 +1,40 @@
+"""P7: repeated attempts stay within a budget; the first move of a stream after its worker's death is never refused.
+
+Asserted per stream: failures that were somebody's fault (not a full, refusing or draining worker, not a hedged accept)
+are at most twice the migration limit: the limit, and as many again that the death of a convicted neighbour may excuse.
+Asserted per frontend: all such failures together are at most what its budget can ever have held (100 saved, a fifth per
+request, 10 a second) plus one free first move per stream. And no stream ends because of the budget with fewer than two
+such failures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from holdfast.sim.history import Violation
+from holdfast.sim.oracles.facts import Facts
+
+BURST, RATIO, FLOOR = 100.0, 0.2, 10.0
+
+
+def check(facts: Facts) -> Iterator[Violation]:
+    """Return the breaches."""
+    history, limit = facts.history, facts.plan.migration_limit
+    streams = Counter((f.label, f.choice) for f in history.failures if not f.orderly)
+    for (label, choice), number in streams.items():
+        if number > 2 * limit:
+            where = {"call": label, "choice": choice, "failures": number, "limit": limit}
+            yield Violation("P7", "a stream was moved more often than it may", where)
+    for name in {f.frontend for f in history.failures}:
+        repeated = sum(1 for f in history.failures if f.frontend == name and not f.orderly)
+        requests = sum(1 for call in history.calls if call.frontend == name)
+        moved = len({(f.label, f.choice) for f in history.failures if f.frontend == name})
+        most = BURST + RATIO * requests + FLOOR * (history.finished - history.began) + moved
+        if repeated > most:
+            where = {"frontend": name, "repeated": repeated, "budget": round(most)}
+            yield Violation("P7", "more attempts were repeated than the budget allows", where)
+    for ending in history.endings:
+        if ending.knob == "retry budget" and streams[ending.label, ending.choice] < 2:
+            where = {"call": ending.label, "choice": ending.choice, "at": round(ending.at, 3)}
+            yield Violation("P7", "the budget refused a stream's first move", where)
