@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills proof-soak status test test-slow test-operations lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak status test test-slow test-operations sanitize lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -36,6 +36,9 @@ test-slow: dev ## the slow tests: the full figures, printed
 test-operations: dev ## a real Prometheus and Alertmanager watch a fleet; installs them if need be (Debian)
 	@tools/install_operations.sh
 	@CI=$${CI:-true} $(PY) -m pytest -q -m operations tests/observability $(ARGS)
+
+sanitize: dev ## the compiled kernel under AddressSanitizer and UBSan
+	@$(PY) tools/sanitize.py $(ARGS)
 
 lint: dev ## style
 	@$(PY) -m ruff check .

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
+from typing import TypeAlias
 
 from holdfast.kv.index import CLEARED, REMOVED, STORED, TIERS, PrefixIndex
 
-Op = tuple[int, int, int, list[int]]
+Op: TypeAlias = "tuple[int, int, int, list[int]]"
 """Operation, slot, tier, hashes."""
 
 
@@ -88,8 +89,8 @@ def do(index: PrefixIndex, op: Op) -> None:
 def batch(ops: list[Op]) -> tuple[array[int], array[int]]:
     """Return what `PrefixIndex.apply` takes."""
     events, hashes = array("Q"), array("Q")
-    for operation, slot, tier, keys in ops:
-        keys = [] if operation == CLEARED else keys
+    for operation, slot, tier, wanted in ops:
+        keys = [] if operation == CLEARED else wanted
         events.extend((operation, slot, tier, len(keys)))
         hashes.extend(keys)
     return events, hashes

@@ -1,4 +1,4 @@
-"""The twin against a naive model (hypothesis), and the kernel, the twin and the model against each other (long runs)."""
+"""Kernel and twin against a naive model (hypothesis and long random lives), and against each other."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def test_with_a_limit_nothing_is_overstated_and_the_sums_are_right(make, seed: i
         counts = index.counts(slot)
         assert sum(counts[:4]) + counts.forgotten - counts.unknown == sum(truth.counts(slot)[:4])
         prompt = rng.choice(prompts)
-        expected = dict((row[0], sum(row[1:])) for row in truth.run(prompt))
+        expected = {row[0]: sum(row[1:]) for row in truth.run(prompt)}
         for found, *tiers in index.lookup(array("Q", prompt)):
             assert sum(tiers) <= expected[found]
     assert index.blocks <= 300

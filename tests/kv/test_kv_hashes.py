@@ -3,8 +3,17 @@
 from array import array
 
 import pytest
+from xxhash import xxh3_64_intdigest
 
-from holdfast.kv.hashes import block_hashes, local_hashes, next_sequence_hash, pack_tokens, sequence_hashes
+from holdfast.kv.hashes import (
+    block_hashes,
+    local_hashes,
+    media_hash,
+    media_token,
+    next_sequence_hash,
+    pack_tokens,
+    sequence_hashes,
+)
 
 LOCAL = [15310707395893867146, 15292316782987903195, 5532946206955930018, 14928757266181269122]
 SEQUENCE = [15310707395893867146, 13769157705258532664, 11879827756109914528, 3888788807566526800]
@@ -30,6 +39,25 @@ def test_golden_sequence_hashes():
 )
 def test_golden_seeds(names, expected):
     assert local_hashes(range(16), 16, **names).tolist() == [expected]
+
+
+@pytest.mark.parametrize(("values", "expected"), [([0xDEADBEEF], 10080518416733111448), ([9, 5], 2257219656169418572)])
+def test_golden_media(values, expected):
+    assert local_hashes(range(16), 16, media={0: values}).tolist() == [expected]
+
+
+def test_golden_lookahead():
+    expected = [11423441316381344367, 6554946393898374776]
+    assert local_hashes(range(33), 16, lookahead=True).tolist() == expected
+    assert local_hashes(range(32), 16, lookahead=True).tolist() == expected[:1]
+    assert local_hashes([], 16, lookahead=True).tolist() == []
+
+
+def test_media_identifiers_and_their_pad_tokens():
+    assert media_hash("0123456789abcdef" + "f" * 48) == 0x0123456789ABCDEF
+    assert media_hash("z" * 64) == xxh3_64_intdigest(b"z" * 64, 0)
+    assert media_hash("image-1") == xxh3_64_intdigest(b"image-1", 0)
+    assert media_token(0xFFFF_FFFF_FFFF) == 1_000_000 + (1 << 30) - 1
 
 
 def test_incomplete_blocks_have_no_hash():

@@ -23,7 +23,7 @@ def implementation() -> Implementation:
 def describe() -> str:
     """Return one line for logs and `holdfast config`: what runs, and why when it is the slower one."""
     if kernel.UNAVAILABLE:
-        return f"KV index and hashing: Python implementation (about ten times slower); {kernel.UNAVAILABLE}"
+        return f"KV index and hashing: Python implementation (about ten times slower) because {kernel.UNAVAILABLE}"
     return "KV index and hashing: compiled kernel"
 
 

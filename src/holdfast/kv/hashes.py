@@ -89,6 +89,8 @@ def local_hashes(
     Returns:
         ``array('Q')`` of ``len(token_ids) // block_size`` hashes (lookahead: ``(len(token_ids) - 1) // block_size``).
     """
+    if block_size < 1:
+        raise ValueError(f"block_size is {block_size}; a block has at least one token")
     data = packed(token_ids)
     seed = hash_seed(lora=lora, salt=salt)
     stride = block_size * _TOKEN_BYTES

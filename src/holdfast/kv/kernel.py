@@ -7,6 +7,7 @@ The work is done in ``native/``; this gives it the types of `holdfast.kv.index`.
 from __future__ import annotations
 
 from array import array
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,8 @@ else:
         if _kernel.VERSION != VERSION:
             UNAVAILABLE = f"the kernel was compiled for interface {_kernel.VERSION}, this is {VERSION}: install again"
     except ImportError as error:
-        UNAVAILABLE = f"not compiled (no C compiler when it was installed?): {error}"
+        built = find_spec("holdfast.kv._kernel") is not None
+        UNAVAILABLE = f"it cannot be loaded: {error}" if built else "there was no C compiler when it was installed"
     if UNAVAILABLE:
         native, Base = None, object
 
