@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import socket
@@ -9,7 +10,8 @@ import socket
 import pytest
 
 from holdfast.base.errors import Conflict
-from holdfast.frontend.server import SPARE_FILES, allow_files, listen
+from holdfast.frontend.server import SPARE_FILES, _close_to_new, _emptied, allow_files, listen
+from tests.patience import within
 
 
 def test_a_taken_port_is_said_so_before_anything_starts() -> None:
@@ -59,3 +61,27 @@ def test_too_low_a_hard_limit_is_named(monkeypatch: pytest.MonkeyPatch, caplog: 
         allow_files(8192)
     assert put == [(4096, 4096)]
     assert "DYN_HTTP_MAX_CONNECTIONS=8192" in caplog.text
+
+
+async def test_a_socket_that_leaves_takes_no_new_connection_and_loses_none() -> None:
+    """Shared by SO_REUSEPORT, the kernel would reset what comes between the last accept and the close."""
+    loop = asyncio.get_running_loop()
+    leaving = listen("127.0.0.1", 0, reuse_port=True)
+    leaving.listen(16)
+    port = leaving.getsockname()[1]
+    before = socket.create_connection(("127.0.0.1", port), timeout=5)
+    _close_to_new(leaving)
+    late = socket.socket()
+    late.setblocking(False)
+    arriving = loop.create_task(loop.sock_connect(late, ("127.0.0.1", port)))
+    done, _ = await asyncio.wait([arriving], timeout=0.1)
+    assert not done, "neither taken nor refused"
+    staying = listen("127.0.0.1", port, reuse_port=True)
+    staying.listen(16)
+    (taken,) = _emptied(leaving)
+    assert taken.getpeername() == before.getsockname(), "what was there is served"
+    await asyncio.wait_for(arriving, within(10))
+    found, _ = await asyncio.wait_for(loop.sock_accept(staying), within(5))
+    assert found.getpeername() == late.getsockname(), "who came late has found the other one"
+    for sock in (before, late, taken, found, staying):
+        sock.close()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import logging
 import resource
 import socket
+import struct
 from collections.abc import Generator
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +32,12 @@ log = logging.getLogger(__name__)
 BACKLOG = 2048
 _LETTING_GO = 0.02
 """Seconds in which the event loop has closed its own copy of a socket for sure."""
+_HANDSHAKE = 0.005
+"""Seconds in which handshakes that had begun are over, unless the client is further away than that. Who begins one now
+has to try again, which costs it a second, so this is short."""
+_SO_ATTACH_FILTER = 26
+_NO_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+"""Classic BPF over the TCP header: load the byte of flags; with SYN among them drop, else let pass."""
 SPARE_FILES = 1024
 """Open files beside clients: workers, children, logs."""
 
@@ -56,8 +64,9 @@ class Server(uvicorn.Server):
     async def retire(self) -> None:
         """Leave new connections to those who share the port; every answer is the last one on its connection.
 
-        A queue of our own is emptied before it is closed, for the kernel would reset what waits in it. The event
-        loop closes its sockets when it comes to it, so a copy keeps the queue until it has let go.
+        A queue of our own is emptied before it is closed, for the kernel would reset what waits in it; and first no
+        new connection may come into it (`_close_to_new`), so that none slips in between. The event loop closes its
+        sockets when it comes to it, so a copy keeps the queue until it has let go.
         """
         self._bounds.leaving = True
         own = [sock.dup() for _, sock in self._sharing if sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)]
@@ -66,6 +75,9 @@ class Server(uvicorn.Server):
         if not own:
             return
         await asyncio.sleep(_LETTING_GO)
+        for sock in own:
+            _close_to_new(sock)
+        await asyncio.sleep(_HANDSHAKE)
         waiting = [connection for sock in own for connection in _emptied(sock)]
         for connection in waiting:
             connection.setblocking(False)
@@ -99,6 +111,19 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave signals alone: `frontend.process` drains first."""
         yield
+
+
+def _close_to_new(sock: socket.socket) -> None:
+    """Let a listening socket overlook new connections: their clients try again after a second and find another one.
+
+    Handshakes that have begun come to their end. Where the system has no such filters (they are Linux's), a connection
+    that arrives at this very moment may be reset.
+    """
+    code = b"".join(struct.pack("HBBI", *step) for step in _NO_SYN)
+    held = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HP", len(_NO_SYN), ctypes.addressof(held))
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def _emptied(sock: socket.socket) -> list[socket.socket]:
