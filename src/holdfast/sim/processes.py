@@ -224,6 +224,7 @@ class FrontendProcess(SimProcess):
             services.observer,
             labels=cluster.labels,
             dispatched=lambda instance: cluster.on_moment(cluster.name_of(instance), "dispatch"),
+            inhibition=self.assembled.pool.settings.inhibition,
             now=world.loop.time,
         )
         services.observer = self.watching

@@ -18,7 +18,6 @@ from collections.abc import Generator, Mapping, Sequence
 import msgspec
 
 from holdfast.sim.cluster import SimCluster
-from holdfast.sim.faults import AnyFault
 from holdfast.sim.history import History, View, Violation
 from holdfast.sim.nemesis import Nemesis
 from holdfast.sim.oracles import check_all
@@ -81,10 +80,11 @@ class Universe:
         tape: decides everything.
         shape: its size.
         plan: what it goes through; None: drawn from the tape.
+        logs: let production's log lines through.
     """
 
-    def __init__(self, tape: Tape, shape: Shape | None = None, plan: Plan | None = None):
-        self.tape = tape
+    def __init__(self, tape: Tape, shape: Shape | None = None, plan: Plan | None = None, *, logs: bool = False):
+        self.tape, self._logs = tape, logs
         self.plan = plan or draw_plan(tape, shape or Shape())
         self.history = History()
         self.world = World(tape)
@@ -95,7 +95,7 @@ class Universe:
 
     def run(self) -> Outcome:
         """Run it to the end and judge it."""
-        with quiet_logs(), self.world as world:
+        with logs(self._logs), self.world as world:
             main = world.loop.create_task(self._main(), name="universe", context=world.context)
             world.run(main.done)
             if not main.done():
@@ -236,6 +236,7 @@ def run_universe(
     *,
     plan: Plan | None = None,
     explain: bool = False,
+    logs: bool = False,
 ) -> Outcome:
     """Run one universe.
 
@@ -245,21 +246,17 @@ def run_universe(
         script: choices to make instead of random ones, by stream, as in `Outcome.choices`.
         plan: requests and faults; None: drawn from the tape.
         explain: let the tape keep what each choice was for.
+        logs: let production's log lines through.
     """
-    return Universe(Tape(seed, script, explain=explain), shape, plan).run()
-
-
-def faults_of(outcome: Outcome) -> tuple[AnyFault, ...]:
-    """Return the faults that were planned."""
-    return outcome.plan.faults
+    return Universe(Tape(seed, script, explain=explain), shape, plan, logs=logs).run()
 
 
 @contextlib.contextmanager
-def quiet_logs() -> Generator[None, None, None]:
-    """Keep production's log lines away, unless somebody listens: formatting them takes longer than the rest."""
+def logs(wanted: bool) -> Generator[None, None, None]:
+    """Keep production's log lines away unless they are wanted: formatting them takes longer than the rest."""
     root = logging.getLogger("holdfast")
     before = root.level
-    if not root.handlers and not logging.getLogger().handlers:
+    if not wanted:
         root.setLevel(logging.CRITICAL + 1)
     try:
         yield

@@ -13,6 +13,7 @@ from holdfast.base.errors import HoldfastError
 from holdfast.requests.generation import Generation
 from holdfast.requests.plan import Ending
 from holdfast.requests.service import Observer
+from holdfast.runtime.inhibition import Inhibition, InhibitionSettings
 from holdfast.runtime.notices import PoolEvent
 from holdfast.runtime.pool import Worker
 from holdfast.sim.history import Ended, Failed, History, Phase, Verdict
@@ -29,6 +30,7 @@ class Watching:
         inner: the frontend's own observer.
         labels: learns the client's name of each request, by request id.
         dispatched: told about every attempt that goes out, with the worker's instance id.
+        inhibition: settings of the pool.
         now: the time.
     """
 
@@ -40,10 +42,12 @@ class Watching:
         *,
         labels: dict[str, str],
         dispatched: Callable[[str], None],
+        inhibition: InhibitionSettings,
         now: Callable[[], float],
     ):
         self._frontend, self._history, self._inner = frontend, history, inner
         self._labels, self._dispatched, self._now = labels, dispatched, now
+        self._inhibition = inhibition
         self._attempts: dict[Generation, tuple[int, bool]] = {}
         """Of each stream's present attempt: output index at which it began, and whether it was accepted."""
         self._ended: set[tuple[str, int]] = set()
@@ -153,31 +157,31 @@ class Watching:
         if event == "pong":
             return
         if event == "added":
-            self._guard_inhibition(worker)
+            worker.inhibition = WatchedInhibition(self._inhibition, worker.instance, self._history)
         state = "gone" if event == "removed" else worker.state
         cause = worker.last_error.code if worker.last_error is not None else ""
         self._history.verdicts.append(Verdict(self._now(), self._frontend, worker.instance, state, cause))
         self._history.see(f"worker {state}")
 
-    def _guard_inhibition(self, worker: Worker) -> None:
-        """P10, checked where it happens: only faults of worker and transport may count."""
-        inner = worker.inhibition.report
 
-        def report(error: HoldfastError, now: float) -> bool:
-            counted = inner(error, now)
-            if counted:
-                self._history.see("worker inhibited")
-                if error.fault not in _COUNTED_FAULTS:
-                    self._history.violate(
-                        "P10",
-                        "a fault that is not the worker's counted against it",
-                        worker=worker.instance,
-                        code=error.code,
-                        fault=error.fault,
-                    )
-            return counted
+class WatchedInhibition(Inhibition):
+    """P10, checked where it happens: only faults of worker and transport may count."""
 
-        replace(worker.inhibition, "report", report)
+    __slots__ = ("_history", "_instance")
+
+    def __init__(self, settings: InhibitionSettings, instance: str, history: History):
+        super().__init__(settings)
+        self._instance, self._history = instance, history
+
+    def report(self, error: HoldfastError, now: float) -> bool:
+        """See `Inhibition.report`."""
+        counted = super().report(error, now)
+        if counted:
+            self._history.see("worker inhibited")
+            if error.fault not in _COUNTED_FAULTS:
+                what = "a fault that is not the worker's counted against it"
+                self._history.violate("P10", what, worker=self._instance, code=error.code, fault=error.fault)
+        return counted
 
 
 def replace(target: object, method: str, by: Callable[..., Any]) -> None:

@@ -1,10 +1,10 @@
 """P3: usage and budgets are right after migration.
 
 Asserted for every answer that ended with finish reasons for all choices: where usage was given, ``prompt_tokens`` is
-the number of prompt tokens (each prompt once), ``completion_tokens`` the number of true tokens of all choices up to the one
-that ended each, ``total_tokens`` their sum; where the client asked for usage, it was given. For every choice of every
-answer, complete or not: no engine sequence was asked to go beyond the client's bound, and none made more tokens than
-the bound leaves after those that it was given.
+the number of prompt tokens (each prompt once), ``completion_tokens`` the number of true tokens of all choices up to
+the one that ended each, ``total_tokens`` their sum; where the client asked for usage, it was given. For every choice
+of every answer, complete or not: no engine sequence was asked to go beyond the client's bound, and none made more
+tokens than the bound leaves after those that it was given.
 
 No tolerance.
 """

@@ -2,8 +2,8 @@
 
 Asserted for every sequence that an engine took: when its stream has ended at the frontend, for whatever reason (the
 client left, the deadline passed, it went on elsewhere and finished there), the engine lets go of it within `PROMPT`:
-the latency of the network and one step. Where the worker, its frontend or the way between them was disturbed in that time,
-within `SILENCE` after the disturbance: a worker gives up a caller from whom it has heard nothing for 5 s, and a
+the latency of the network and one step. Where the worker, its frontend or the way between them was disturbed in that
+time, within `SILENCE` after the disturbance: a worker gives up a caller from whom it has heard nothing for 5 s, and a
 connection that breaks takes its streams with it at once. A worker that died has let go; so has an engine whose
 frontend died, within `SILENCE`.
 
