@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 
 import pytest
@@ -59,8 +60,6 @@ def test_what_waited_on_a_crashed_host_is_kept_until_the_universe_is_over() -> N
         host.spawn(wait(), "wait")
         passes(world, 1.0)
         host.crash()
-        import gc  # noqa: PLC0415
-
         gc.collect()
         passes(world, 5.0)
         assert seen == []

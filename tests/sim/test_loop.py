@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from holdfast.sim.lanes import Runaway
+from holdfast.sim.tape import Tape
 from holdfast.sim.world import World
 from tests.sim.worlds import done, universe
 
@@ -67,8 +68,6 @@ def test_different_seeds_give_different_schedules_and_the_same_seed_the_same() -
 
 
 def test_the_plain_tape_serves_hosts_in_turn() -> None:
-    from holdfast.sim.tape import Tape  # noqa: PLC0415
-
     world = World(Tape(1, {"schedule": []}))
     seen: list[str] = []
 

@@ -73,7 +73,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._until: Callable[[], bool] | None = None
         self._limit = START
         self._reached = False
-        self._dropping = False
+        self.dropping = False
+        """The universe is over: nothing that is still asked for will happen."""
         self._next_collection = COLLECT_EVERY
         self._fatal: BaseException | None = None
         self.set_exception_handler(self._note_failure)
@@ -96,7 +97,7 @@ class SimLoop(asyncio.BaseEventLoop):
             context = copy_context()
         lane = context.get(LANE, self.world)
         handle = SimHandle(self, 0.0, callback, args, context, lane, False)
-        if lane.alive and not self._dropping:
+        if lane.alive and not self.dropping:
             lane.ready.append(handle)
             if not lane.queued:
                 lane.queued = True
@@ -118,7 +119,7 @@ class SimLoop(asyncio.BaseEventLoop):
         if context is None:
             context = copy_context()
         handle = SimHandle(self, when, callback, args, context, context.get(LANE, self.world), True)
-        if not self._dropping:
+        if not self.dropping:
             self._serial = serial = self._serial + 1
             heapq.heappush(self._heap, (when, serial, handle))
         return handle
@@ -151,7 +152,7 @@ class SimLoop(asyncio.BaseEventLoop):
         task.lane = LANE.get(self.world) if context is None else context.get(LANE, self.world)
         label = f"task-{task.serial}" if name is None else str(name)
         task.__init__(coro, loop=self, name=label, context=context)  # type: ignore[misc]
-        if self._dropping:
+        if self.dropping:
             self._drop_task(task)
         elif not task.lane.alive:
             task.lane.kept.append(task)
@@ -197,7 +198,10 @@ class SimLoop(asyncio.BaseEventLoop):
             BaseException: what a callback of the harness itself raised.
         """
         self._until, self._limit, self._reached = until, self.now + limit_s, False
-        self.run_forever()
+        try:
+            self.run_forever()
+        finally:
+            self._until = None
         return self._reached
 
     def _run_once(self) -> None:
@@ -316,7 +320,7 @@ class SimLoop(asyncio.BaseEventLoop):
     ) -> SimHandle:
         """Do as `call_at`, for what the network brings: it is no timer of the process."""
         handle = SimHandle(self, 0.0, callback, args, context, lane, True)
-        if not self._dropping:
+        if not self.dropping:
             self._serial = serial = self._serial + 1
             heapq.heappush(self._heap, (when, serial, handle))
         return handle
@@ -336,7 +340,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self.failures.append(Failure(self.now, lane.label, "a callback raised", error))
 
     def _note_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        if not self._dropping:
+        if not self.dropping:
             label = LANE.get(self.world).label
             self.failures.append(Failure(self.now, label, str(context.get("message")), context.get("exception")))
 
@@ -360,13 +364,11 @@ class SimLoop(asyncio.BaseEventLoop):
         for handle in list(lane.ready)[:todo]:
             self.trace.append((self.now, lane.label, describe(handle._callback)))
 
-    # -- the end ---------------------------------------------------------------------------------------
-
     def close(self) -> None:
         """Drop everything that waits. Coroutines are closed, so what they do in ``finally`` finds a dead world."""
         if self.is_closed():
             return
-        self._dropping = True
+        self.dropping = True
         self.world.ready.clear()
         self._runnable.clear()
         self._heap.clear()

@@ -43,6 +43,15 @@ class _Collector:
 
     worlds = 0
     enabled = True
+    settled = False
+
+
+def _settle_collector() -> None:
+    """What was there before the first universe need not be looked at after each of them."""
+    if not _Collector.settled:
+        _Collector.settled = True
+        gc.collect()
+        gc.freeze()
 
 
 def _hold_collector() -> None:
@@ -67,6 +76,11 @@ class World:
         network: what links are like.
         max_callbacks: budget of the whole universe.
     """
+
+    def __new__(cls, *_: object, **__: object) -> World:
+        """Settle the collector first: what is frozen is never collected, so no world may be among it."""
+        _settle_collector()
+        return super().__new__(cls)
 
     def __init__(self, tape: Tape, *, network: NetworkSettings | None = None, max_callbacks: int = MAX_CALLBACKS):
         _hold_collector()
@@ -111,6 +125,8 @@ class World:
 
     def note(self, kind: str, /, **facts: Fact) -> None:
         """Write something that happened into the log; it counts in the digest. Facts must not hold addresses."""
+        if self.loop.dropping:
+            return  # said by what a dropped coroutine does in `finally`
         note = Note(self.now(), kind, facts)
         self.log.append(note)
         self.loop.events.data(str(note).encode())
@@ -139,7 +155,7 @@ class World:
             self.network.close()
             for host in self._incarnations:
                 host.drop()
-            gc.collect()
+            _let_collector_go()
         finally:
             sys.unraisablehook = told
 
