@@ -96,7 +96,10 @@ async def test_number_of_connections(mock: Cluster) -> None:
         socks = [await stack.enter_async_context(connected(mock.port)) for _ in range(CONNECTIONS + 5)]
         answer = await read_all(socks[-1], 3.0)
     assert answer.startswith(b"HTTP/1.1 503 ")
-    assert str(CONNECTIONS).encode() in answer
+    error = json.loads(answer.partition(b"\r\n\r\n")[2])["error"]
+    knob = {"layer": "frontend", "knob": "DYN_HTTP_MAX_CONNECTIONS", "threshold": CONNECTIONS}
+    assert knob.items() <= error["details"].items()
+    assert b"\r\nretry-after: " in answer
 
     async def room() -> bool:
         with contextlib.suppress(openai.APIError):
