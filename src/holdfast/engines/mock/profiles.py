@@ -64,8 +64,8 @@ PROFILES: dict[ProfileName, Profile] = {
         model=StepModel(
             base_ms=7.8,
             sequence_ms=0.007,
-            context_ns=5.0,
-            prefill_us=45.0,
+            context_ns=6.0,
+            prefill_us=41.7,
             pair_ns=2.0,
             experts=Experts(count=256, chosen=8, all_ms=10.4),
         ),
