@@ -72,15 +72,19 @@ def compile_kernel(into: Path, extra: tuple[str, ...] = ()) -> None:
 
 
 def build(into: Path) -> bool:
-    """Compile as the environment variable ``HOLDFAST_KERNEL`` wants it and return whether there is a kernel now."""
+    """Compile as the environment variable ``HOLDFAST_KERNEL`` wants it and return whether there is a kernel now.
+
+    An older one is not left in its place: it would be of other sources.
+    """
     wanted = os.environ.get("HOLDFAST_KERNEL", "")
-    if wanted == "skip":
-        return False
     try:
+        if wanted == "skip":
+            raise CannotBuild("HOLDFAST_KERNEL=skip")
         compile_kernel(into)
     except CannotBuild as error:
         if wanted == "require":
             raise
+        into.unlink(missing_ok=True)
         print(f"holdfast: no compiled kernel, the Python implementation will run: {error}", file=sys.stderr)
         return False
     return True

@@ -20,7 +20,7 @@ import kernel
 
 NAME = "holdfast.kv._kernel"
 TIMEOUT = 300
-TESTS = ["tests/kv", "-q", "-p", "no:cacheprovider", "-k", "kernel and not approximate"]
+TESTS = ["tests/kv", "-q", "--capture=sys", "-p", "no:cacheprovider", "-k", "kernel and not approximate"]
 
 
 def inside(library: str, arguments: list[str]) -> int:
