@@ -78,6 +78,7 @@ class Driver:
             generation.finish_with(InternalError("The request failed because of a fault in Holdfast."))
         finally:
             self._services.deadlines.remove(generation)
+            self._services.inquest.still(self.need.suspicion)
             self._task = None
             del self._generation  # it holds this driver: nothing is left to the garbage collector
 
@@ -200,6 +201,7 @@ class Driver:
         self._services.inquest.died(
             attempt.placed.key,
             self.need.suspicion,
+            tokens=self._generation.count - attempt.base,
             progressed=attempt.progressed,
             accepted=attempt.accepted,
         )

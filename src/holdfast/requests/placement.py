@@ -22,15 +22,18 @@ from holdfast.requests.fleet import Pool, ServingWorker
 from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.requests.line import Line
 from holdfast.requests.need import ASK_AGAIN, Need, Placed, Watch
+from holdfast.requests.poison import POISON_DEATHS, Inquest
 from holdfast.routing.admission import Admission
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.policy import Policy, Wish
 
+TrialRank = tuple[int, bool, int]
 LOOK_AGAIN = 0.25
 """Seconds after which a waiting stream looks again without being called: supervisors' verdicts and inhibition
 change without an event of the pool."""
 TRIAL_PATIENCE = 5.0
-"""Seconds that a suspect waits for its trial at most: most suspects are innocent."""
+"""Seconds that a suspect of one death waits for its trial at most, counted while there is a worker: most suspects are
+innocent. After a second death there is a killer, in all likelihood: then it is half the bound of waiting."""
 ROOM_PATIENCE = 5.0
 """Seconds that a stream which moves waits for a worker below its thresholds; after that any that takes it will do."""
 LEAST_SEARCH = 5.0
@@ -49,8 +52,11 @@ class Placement:
         max_waiting: int,
         admission: Admission,
         settings: AdmissionSettings,
+        inquest: Inquest,
     ):
         self._pool = pool
+        self._inquest = inquest
+        inquest.on_still = self._trial_over
         self._admission = admission
         self.line = Line(settings, leases, admission.drain)
         self._policy = policy
@@ -59,7 +65,7 @@ class Placement:
         self._room_at: dict[tuple[str, int], float] = {}
         """When a stream ended on a worker (instance, epoch) last."""
         self._waiters: dict[asyncio.Future[None], None] = {}
-        self._trials: dict[asyncio.Future[None], tuple[int, int]] = {}
+        self._trials: dict[asyncio.Future[None], TrialRank] = {}
         """Those waiters that wait for a trial; the most suspected has the least value, then the oldest."""
         self._order = count()
         self._unsubscribe = pool.subscribe(self._on_pool)
@@ -97,17 +103,17 @@ class Placement:
             return placed
         now = loop.time()
         need.since = now if need.since is None else need.since
-        patience, ticket = now + min(TRIAL_PATIENCE, wait / 2), next(self._order)
+        trial = _Patience(need, wait, next(self._order))
         lease = self._may_wait()
         if lease is None:
             return self._now(need, now, alone=False) or self._crowded(need)
         try:
             while True:
                 self._give_up(need, loop.time() - need.since, wait)
-                rank = (-need.suspicion.blamed, ticket) if need.suspicion.suspect else None
-                await self._change(loop, rank, min(LOOK_AGAIN, max(0.0, need.since + wait - loop.time())))
+                await self._change(loop, trial.rank, min(LOOK_AGAIN, max(0.0, need.since + wait - loop.time())))
                 now = loop.time()
-                placed = self._now(need, now, alone=now < patience) or await self._room(need, wait)
+                alone = trial.lasts(now, bool(self._pool.usable(need.model)))
+                placed = self._now(need, now, alone=alone) or await self._room(need, wait)
                 if placed is not None:
                     return placed
         finally:
@@ -128,7 +134,8 @@ class Placement:
         record = need.suspicion
         suspect = record.suspect
         if suspect and alone:
-            candidates = [w for w in candidates if self._quiet(w)]
+            self._inquest.still(record)
+            candidates = [] if self._inquest.moving else [w for w in candidates if self._quiet(w)]
         avoid = _NOBODY
         if need.avoid or record.deaths:
             avoid = frozenset(w.instance for w in candidates if self._bad_for(need, w))
@@ -141,6 +148,10 @@ class Placement:
         card = worker.card(need.model)
         claim = self._admission.ledger.take(worker, need.tokens, card.block_size if card is not None else 0)
         need.party.admit()
+        if record.deaths:
+            self._inquest.still(record)
+            if suspect:
+                self._trial_over()
         return Placed(worker, self._leases.take("attempt", worker.instance), claim, watch)
 
     def release(self, need: Need, placed: Placed, *, worked: bool) -> None:
@@ -276,7 +287,7 @@ class Placement:
             del self._trials[waiter]
             _resolve(waiter)
 
-    async def _change(self, loop: asyncio.AbstractEventLoop, rank: tuple[int, int] | None, at_most: float) -> None:
+    async def _change(self, loop: asyncio.AbstractEventLoop, rank: TrialRank | None, at_most: float) -> None:
         """Wait for a change in the fleet or, given a rank, for a trial."""
         waiter: asyncio.Future[None] = loop.create_future()
         self._waiters[waiter] = None
@@ -292,6 +303,33 @@ class Placement:
 
 
 _NOBODY: frozenset[str] = frozenset()
+
+
+class _Patience:
+    """How long one stream that waits may be kept for its trial."""
+
+    __slots__ = ("_record", "_seconds", "_ticket", "_until")
+
+    def __init__(self, need: Need, wait: float, ticket: int):
+        self._record = need.suspicion
+        longest = TRIAL_PATIENCE if self._record.blamed < POISON_DEATHS else math.inf
+        self._seconds = min(longest, wait / 2)
+        self._ticket = ticket
+        self._until: float | None = None
+
+    @property
+    def rank(self) -> TrialRank | None:
+        """Its place among those who wait for a trial; None: it does not."""
+        return (*self._record.rank, self._ticket) if self._record.suspect else None
+
+    def lasts(self, now: float, anybody: bool) -> bool:
+        """Return whether it goes on waiting for a worker of its own; ``anybody``: there are workers at all."""
+        if not anybody:
+            self._until = None
+            return True
+        if self._until is None:
+            self._until = now + self._seconds
+        return now < self._until
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

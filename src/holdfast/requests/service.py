@@ -91,6 +91,7 @@ class Services:
             max_waiting=settings.migration_max_waiting,
             admission=self.admission,
             settings=wanted,
+            inquest=self.inquest,
         )
         self.thresholds.on_change = self.placement.line.offer
         self.deadlines = Deadlines(self.placement)
