@@ -90,28 +90,41 @@ def test_swallowing_does_not_help(what: str) -> None:
         assert world.now() == 0.0, "at once, not a second later"
 
 
-def test_connections_of_asyncio_are_caught() -> None:
-    async def connect() -> None:
-        await asyncio.open_connection("127.0.0.1", 1)
-
-    async def start() -> None:
-        await asyncio.create_subprocess_exec("true")
-
-    for way in (connect, start):
-        with universe() as world:
-            task = world.boot("a").spawn(way(), "s")
-            with pytest.raises((Escape, NotImplementedError, AttributeError)):
-                done(world, task)
+async def dials() -> None:
+    await asyncio.open_connection("127.0.0.1", 1)
 
 
-def test_signal_handlers_are_refused() -> None:
-    async def handle() -> None:
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+async def listens() -> None:
+    await asyncio.start_server(lambda _r, _w: None, "127.0.0.1", 0)
 
+
+async def runs_a_program() -> None:
+    await asyncio.create_subprocess_exec("true")
+
+
+async def handles_signals() -> None:
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+
+
+async def watches_a_file() -> None:
+    asyncio.get_running_loop().add_reader(0, print)
+
+
+async def resolves_a_name() -> None:
+    await asyncio.get_running_loop().getaddrinfo("localhost", 1)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [dials, listens, runs_a_program, handles_signals, watches_a_file, resolves_a_name],
+    ids=lambda way: way.__name__,
+)
+def test_what_other_loops_can_do_is_an_escape_here(way: Callable[[], Any]) -> None:
     with universe() as world:
-        task = world.boot("a").spawn(handle(), "s")
-        with pytest.raises((Escape, NotImplementedError)):
-            done(world, task)
+        world.boot("a").spawn(way(), "s")
+        with pytest.raises(Escape, match=r"loop\.") as caught:
+            world.run()
+        assert caught.value.where == f"{__file__}:{way.__code__.co_firstlineno + 1}"
 
 
 def test_outside_a_run_everything_is_as_it_was() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -264,6 +265,7 @@ def test_everything_that_a_host_starts_belongs_to_it() -> None:
         assert seen == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_closing_a_universe_makes_no_noise(capfd: pytest.CaptureFixture[str]) -> None:
     async def stubborn() -> None:
         try:
@@ -279,9 +281,22 @@ def test_closing_a_universe_makes_no_noise(capfd: pytest.CaptureFixture[str]) ->
             asyncio.get_running_loop().create_task(stubborn())
             raise ValueError("noise")
 
+    async def generates() -> None:
+        async def numbers() -> AsyncIterator[int]:
+            try:
+                for number in range(5):
+                    yield number
+                    await asyncio.sleep(10)
+            finally:
+                await asyncio.sleep(1)
+
+        async for _ in numbers():
+            pass
+
     with universe() as world:
         for number in range(5):
             world.boot(f"h{number}").spawn(stubborn(), "s")
+            world.hosts[f"h{number}"].spawn(generates(), "g")
             world.hosts[f"h{number}"].spawn(makes_more(), "m")
         passes(world, 1.0)
         world.hosts["h0"].crash()

@@ -85,6 +85,23 @@ _CLOSED: list[tuple[Any, str, str]] = [
 _SEED = random.Random.seed
 
 
+def catch(loop: Escapable, label: str, frame: FrameType) -> Escape:
+    """Note the first escape, so that the loop ends with it whatever the code does with the exception."""
+    escape = Escape(label, _where(frame))
+    if loop.escape is None:
+        loop.escape = escape
+    return escape
+
+
+def refusal(label: str) -> Callable[..., Any]:
+    """Return a method for a loop that is an escape."""
+
+    def refuse(loop: Escapable, *_: Any, **__: Any) -> Any:
+        raise catch(loop, label, sys._getframe(1))
+
+    return refuse
+
+
 class _Guard:
     """The closed ways out of one loop's universe."""
 
@@ -130,22 +147,15 @@ class _Guard:
 
     def _raising(self, label: str) -> Callable[..., Any]:
         def closed(*_: Any, **__: Any) -> Any:
-            raise self.caught(label, sys._getframe(1))
+            raise catch(self.loop, label, sys._getframe(1))
 
         return closed
-
-    def caught(self, label: str, frame: FrameType) -> Escape:
-        """Note the first escape, so that the loop ends with it whatever the code does with the exception."""
-        escape = Escape(label, _where(frame))
-        if self.loop.escape is None:
-            self.loop.escape = escape
-        return escape
 
     def _served(self, name: str) -> Callable[[], Any]:
         def calendar() -> float | int:
             frame = sys._getframe(1)
             if frame.f_globals.get("__name__") not in CALENDAR_READERS:
-                raise self.caught(f"time.{name}", frame)
+                raise catch(self.loop, f"time.{name}", frame)
             wall = self.loop.wall()
             return wall if name == "time" else int(wall * 1e9)
 
@@ -155,7 +165,7 @@ class _Guard:
         @functools.wraps(_SEED)
         def seed(generator: random.Random, a: Any = None, version: int = 2) -> None:
             if a is None:
-                raise self.caught("random.Random() without a seed", sys._getframe(1))
+                raise catch(self.loop, "random.Random() without a seed", sys._getframe(1))
             _SEED(generator, a, version)
 
         return seed
@@ -171,7 +181,7 @@ class _Guard:
                 """Return the host's calendar time."""
                 frame = sys._getframe(1)
                 if frame.f_globals.get("__name__") not in CALENDAR_READERS:
-                    raise guard.caught("datetime.now", frame)
+                    raise catch(guard.loop, "datetime.now", frame)
                 moment = datetime.datetime.fromtimestamp(guard.loop.wall(), datetime.UTC)
                 return moment.astimezone(tz) if tz is not None else moment.replace(tzinfo=None)
 

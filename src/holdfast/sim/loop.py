@@ -18,6 +18,7 @@ from contextvars import Context, copy_context
 from typing import Any, NoReturn, TypeVar
 
 from holdfast.sim.digest import Digest
+from holdfast.sim.doorless import DoorlessLoop
 from holdfast.sim.guard import Escape
 from holdfast.sim.lanes import LANE, Failure, Lane, Runaway, SimFuture, SimHandle, SimTask, describe
 from holdfast.sim.tape import Stream
@@ -32,12 +33,15 @@ COLLECT_EVERY = 400_000
 """Callbacks between two collections of garbage."""
 MAX_CALLBACKS = 20_000_000
 """A universe with more callbacks than this runs away."""
+EXECUTOR_SECONDS = 2e-3
+"""A function that is given to the thread pool is through within this."""
+EXECUTOR_STEPS = 256
 MANY_CANCELLED = 256
 DROP_ROUNDS = 8
 """How often `close` looks for tasks that dropping others has made."""
 
 
-class SimLoop(asyncio.BaseEventLoop):
+class SimLoop(DoorlessLoop):
     """See the module.
 
     Args:
@@ -132,8 +136,6 @@ class SimLoop(asyncio.BaseEventLoop):
             heapq.heapify(self._heap)
             self._timers_cancelled = 0
 
-    # -- tasks, futures, executor ----------------------------------------------------------------------
-
     def create_future(self) -> SimFuture:
         """Return a future of this loop."""
         return SimFuture(loop=self)
@@ -159,10 +161,11 @@ class SimLoop(asyncio.BaseEventLoop):
         return task
 
     def run_in_executor(self, executor: object, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        """Run the function inline in a later callback of the same lane, as if a thread had done it at once."""
+        """Run the function inline in a later callback of the same lane, as if a thread had done it by then."""
         del executor
         future = self.create_future()
-        self.call_soon(self._work, future, func, args)
+        delay = EXECUTOR_SECONDS * self._choose(EXECUTOR_STEPS, "thread") / EXECUTOR_STEPS
+        self.call_at(self.now + delay, self._work, future, func, args)
         return future
 
     def _work(self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -300,8 +303,6 @@ class SimLoop(asyncio.BaseEventLoop):
             else:
                 entry.queued = False
 
-    # -- hosts -----------------------------------------------------------------------------------------
-
     def hold(self, lane: Lane) -> None:
         """Let nothing of this lane run until `release`; what becomes ready waits in order."""
         lane.held = lane.queued = True
@@ -331,8 +332,6 @@ class SimLoop(asyncio.BaseEventLoop):
         mine = [task for task in tasks if lane is None or task.lane is lane]
         return sorted(mine, key=lambda task: task.serial)
 
-    # -- what went wrong -------------------------------------------------------------------------------
-
     def _callback_failed(self, lane: Lane, error: BaseException) -> None:
         if lane is self.world:
             self._fatal = error
@@ -351,9 +350,12 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._fatal is not None:
             error, self._fatal = self._fatal, None
             raise error
-        raise Runaway(f"{self.callbacks} callbacks at virtual second {self.now - START:.3f}: over the budget")
-
-    # -- digest ----------------------------------------------------------------------------------------
+        busy = self._runnable[0] if self._runnable else self.world
+        next_up = describe(busy.ready[0]._callback) if busy.ready else "nothing"
+        raise Runaway(
+            f"{self.callbacks} callbacks at virtual second {self.now - START:.3f}: over the budget of {self.budget}; "
+            f"{busy.label} is about to run {next_up}"
+        )
 
     def digest(self) -> str:
         """Return the hash of everything that happened so far: equal when a universe is replayed."""
@@ -392,8 +394,6 @@ class SimLoop(asyncio.BaseEventLoop):
         with contextlib.suppress(BaseException):
             coro.close()
 
-    async def shutdown_asyncgens(self) -> None:
-        """There is nothing to wait for."""
-
-    async def shutdown_default_executor(self) -> None:
-        """There are no threads."""
+    def _asyncgen_finalizer_hook(self, agen: Any) -> None:
+        if not self.dropping:
+            super()._asyncgen_finalizer_hook(agen)  # type: ignore[misc]
