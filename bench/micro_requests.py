@@ -29,6 +29,10 @@ class NullOutput:
 
     blocked_since: float | None = None
 
+    @property
+    def client(self) -> NullOutput:
+        return self
+
     def accepted(self, worker: str) -> None:
         pass
 

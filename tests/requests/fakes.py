@@ -324,6 +324,7 @@ class Sink:
         self.endings: list[Ending] = []
         self.owners: list[str] = []
         self.blocked_since: float | None = None
+        self.client = self
         self.stop_at: int | None = None
         """A stop string ends with this token count."""
         self.fault: Exception | None = None

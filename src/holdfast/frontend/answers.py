@@ -148,9 +148,9 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 
     def _resume(self) -> None:
         if self._request is not None:
-            self._request.streams[0].flusher.look()
-            for stream in self._request.streams:
-                stream.deliver()
+            flusher = self._request.streams[0].flusher
+            flusher.look()
+            flusher.deliver(self._request.streams)
 
     @abc.abstractmethod
     def _make_choices(self) -> list[ChoiceT]:

@@ -36,7 +36,7 @@ class Choice(abc.ABC):
         prepared = answer.prepared
         spec = prepared.spec
         self.answer = answer
-        self.reply = answer.reply
+        self.reply = self.client = answer.reply
         self.index = index
         self.stream: Generation | None = None
         self.ending: Ending | None = None
@@ -64,11 +64,6 @@ class Choice(abc.ABC):
         self.legacy = None
         if spec.sampling.logprobs is not None and not self.chat:
             self.legacy = LegacyLogprobs(names, offset=len(self.echo), alternatives=spec.sampling.logprobs > 0)
-
-    @property
-    def blocked_since(self) -> float | None:
-        """Since when the client takes nothing."""
-        return self.reply.blocked_since
 
     def accepted(self, worker: str) -> None:
         """A worker owns the stream."""
@@ -133,9 +128,10 @@ class StreamedChoice(Choice):
         self._fast = self.assembler.fast and answer.prepared.spec.sampling.logprobs is None and not self.shows_ends
         self._fragment = self.assembler.fragment
         self._table = self.assembler.table
+        self._size = len(self._prefix) + len(self._suffix)
         self._write = answer.reply.write
-        alone = len(answer.prepared.prompts) * answer.prepared.spec.n == 1
-        self._emit = answer.reply.emit if alone else answer.reply.write
+        self._later = answer.reply.later
+        self._alone = len(answer.prepared.prompts) * answer.prepared.spec.n == 1
 
     def open(self) -> None:
         """Say who speaks, or repeat the prompt."""
@@ -154,7 +150,7 @@ class StreamedChoice(Choice):
             if fragment is None:
                 fragment = self._fragment(tokens)
             if fragment:
-                self._emit(b"%b%b%b" % (self._prefix, fragment, self._suffix))
+                self._say(fragment)
             return GO_ON
         deltas, used = self.push(tokens)
         if logprobs is not None:
@@ -165,6 +161,17 @@ class StreamedChoice(Choice):
             for delta in deltas:
                 self._event(delta)
         return used
+
+    def _say(self, fragment: bytes) -> None:
+        """Send a content event; hot path. What the end follows at once leaves together with it."""
+        reply = self.reply
+        direct = reply.direct
+        if direct is None or not self._alone or self.stream is None or self.stream.closing:
+            self._write(b"%b%b%b" % (self._prefix, fragment, self._suffix))
+            return
+        reply.idle_ticks = 0
+        size = self._size + len(fragment)
+        self._later((direct, b"%x\r\n%b%b%b\r\n" % (size, self._prefix, fragment, self._suffix)))
 
     def close(self, ending: Ending) -> None:
         """Bring out held text and tool calls, then the last event."""

@@ -47,6 +47,10 @@ class Sink(Protocol):
     def end(self, data: bytes) -> None:
         """Write the last part of the body and complete the response."""
 
+    @property
+    def raw(self) -> Callable[[bytes], object] | None:
+        """What takes whole chunks, framed by the caller; None while, or where, only `write` will do."""
+
     def unsent(self) -> int:
         """Return the bytes that the client has not taken."""
 
@@ -142,6 +146,11 @@ class ClientWire:
         if not cycle.keep_alive:
             self._transport.close()
         cycle.on_response()
+
+    @property
+    def raw(self) -> Callable[[bytes], object] | None:
+        """See `Sink.raw`."""
+        return self._transport.write if self._chunked and not self._head else None
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data

@@ -26,7 +26,7 @@ class Reply:
 
     __slots__ = (
         "_buffer", "_drained", "_flusher", "_gone", "_head", "_length", "_loop", "_stall", "_unsent", "_wire",
-        "blocked_since", "dropped", "finished", "idle_ticks", "on_unblocked", "started",
+        "blocked_since", "direct", "dropped", "finished", "idle_ticks", "later", "on_unblocked", "started",
     )  # fmt: skip
 
     def __init__(self, wire: Sink, flusher: Flusher, stall_timeout: float):
@@ -57,6 +57,9 @@ class Reply:
         """Whether the client stalled over the last bytes and was dropped."""
         self.blocked_since: float | None = None
         self.idle_ticks = 0
+        self.direct: Callable[[bytes], object] | None = None
+        """Takes a framed chunk when nothing stands before it, by way of `later`; None: use `write`."""
+        self.later = flusher.writes.append
 
     def hold(self, head: bytes, length: int | None = None) -> None:
         """Keep the response's head for `start`; see `Sink.start`."""
@@ -71,27 +74,24 @@ class Reply:
     def write(self, data: bytes) -> None:
         """Collect bytes, not empty; they leave in one write when the present read is done."""
         if not self._buffer:
+            self.direct = None
             self._flusher.writers.append(self)
         self._buffer.append(data)
-
-    def emit(self, data: bytes) -> None:
-        """Write now, if nothing stands before it: for answers whose streams are flushed once per read anyway."""
-        if self._buffer or self.blocked_since is not None or not self.started or self.finished:
-            self.write(data)
-        else:
-            self.idle_ticks = 0
-            self._wire.write(data)
 
     def finish(self) -> None:
         """Everything has been written: end the response with the next write."""
         self.finished = True
+        self.direct = None
         if not self._buffer:
             self.write(b"")
 
     def push(self) -> None:
-        """Write what has been collected, unless the client is blocked; hot path."""
+        """Write what has been collected, unless the client is blocked; hot path.
+
+        In the middle of a flush it waits for its turn, behind the chunks that took the short way (`direct`).
+        """
         buffer = self._buffer
-        if self.blocked_since is not None or not buffer:
+        if self.blocked_since is not None or not buffer or self._flusher.delivering:
             return
         self._buffer = []
         if self._gone:
@@ -102,6 +102,8 @@ class Reply:
         data = buffer[0] if len(buffer) == 1 else b"".join(buffer)
         if not self.finished:
             self._wire.write(data)
+            if self.blocked_since is None:
+                self.direct = self._wire.raw
             return
         self._wire.end(data)
         self._gone = True
@@ -117,6 +119,7 @@ class Reply:
 
     def block(self) -> None:
         """The client takes no more bytes for now."""
+        self.direct = None
         self.blocked_since = self._loop.time()
         self._unsent = self._wire.unsent()
 
@@ -138,6 +141,7 @@ class Reply:
     def abandon(self) -> None:
         """Nobody is there any more: nothing is written from now on."""
         self.finished = self._gone = True
+        self.direct = None
         self._buffer.clear()
         self._tell_drained()
 

@@ -7,7 +7,6 @@ whatever a thawed worker still says is dropped (promise P1). Must never decide w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -106,8 +105,8 @@ class Attempt:
             self.accepted_at = asyncio.get_running_loop().time()
             self.generation.was_accepted(self)
 
-    def on_tokens(self, index: int, tokens: Sequence[int], logprobs: Logprobs | None) -> None:
-        """New tokens; hot path."""
+    def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:
+        """New tokens, in a list that is ours from now on; hot path."""
         generation = self.generation
         if generation.attempt is not self:
             return
@@ -122,10 +121,14 @@ class Attempt:
             if not tokens:
                 return
             logprobs = logprobs[skip:] if logprobs is not None else None
+        count = at + len(tokens)
         if self.watched:
-            generation.driver.moved_on(self, at + len(tokens) - self.base)
-        generation.count = at + len(tokens)
-        generation.pending.extend(tokens)
+            generation.driver.moved_on(self, count - self.base)
+        generation.count = count
+        if generation.pending:
+            generation.pending += tokens
+        else:
+            generation.pending = tokens
         if logprobs is not None:
             generation.pending_logprobs.extend(logprobs)
         if not generation.dirty:

@@ -33,16 +33,25 @@ log = logging.getLogger(__name__)
 CONTEXT_SLACK = 8
 """Tokens by which an engine's idea of its full context may differ from its card's."""
 _LEVELS = {"failed": logging.WARNING, "expired": logging.WARNING, "rejected": logging.DEBUG}
+_NONE: list[int] = []
 GO_ON = -1
 """What `Output.deliver` returns while no stop string has matched."""
+
+
+class Client(Protocol):
+    """Whoever takes the bytes in the end."""
+
+    @property
+    def blocked_since(self) -> float | None:
+        """Loop time since which it takes none; None: it does."""
 
 
 class Output(Protocol):
     """Where a stream's tokens go: text, encoding and the client's connection."""
 
     @property
-    def blocked_since(self) -> float | None:
-        """Loop time since which the client takes no bytes; None: it does."""
+    def client(self) -> Client:
+        """The same one for the whole life of the stream."""
 
     def accepted(self, worker: str) -> None:
         """The first worker (its instance id) owns the stream. Called once."""
@@ -58,14 +67,15 @@ class Generation:
     """See the module. Created per choice; `run` once; `cancel` any time."""
 
     __slots__ = (
-        "_came", "_doubted", "_end", "_observer", "_output", "attempt", "born", "count", "delivered", "dirty",
-        "driver", "ended", "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan",
+        "_came", "_client", "_doubted", "_end", "_observer", "_output", "attempt", "born", "closing", "count",
+        "delivered", "dirty", "driver", "ended", "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan",
         "rhythm", "seen", "seen_at", "started_at", "state", "timeline", "worker",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, output: Output, services: Services):
         self.plan = plan
         self._output = output
+        self._client = output.client
         self._observer = services.observer
         self.flusher = services.flusher
         self.longest = plan.stop.max_tokens
@@ -74,13 +84,15 @@ class Generation:
         self.expires = self.started_at + plan.deadlines.total if plan.deadlines.total else 0.0
         self.generated: array[int] = array("I")
         """Ids that have been delivered to the output."""
-        self.pending: list[int] = []
-        """Ids that have arrived and not been delivered."""
+        self.pending: list[int] = _NONE
+        """Ids that have arrived and not been delivered; replaced, not filled, while it is empty."""
         self.pending_logprobs: Logprobs = []
         self.count = 0
         """Output index of the next token: generated plus pending."""
         self.delivered = 0
         self.dirty = False
+        self.closing = False
+        """The worker has said how it ended: nothing comes after what is pending."""
         self.ended: Ending | None = None
         self.attempt: Attempt | None = None
         self.worker = ""
@@ -110,11 +122,11 @@ class Generation:
         Call it also when a blocked client takes bytes again.
         """
         self.dirty = False
-        if self.ended is not None or self._output.blocked_since is not None:
+        if self.ended is not None or self._client.blocked_since is not None:
             return
         tokens = self.pending
         if tokens:
-            self.pending = []
+            self.pending = _NONE
             logprobs = None
             if self.pending_logprobs:
                 logprobs, self.pending_logprobs = self.pending_logprobs, []
@@ -124,11 +136,13 @@ class Generation:
             if self.state == "accepted":
                 self._begin_streaming()
             number = len(tokens)
-            if number != 1:
-                self.rhythm.burst(number)
             delivered = self.delivered = self.delivered + number
             try:
-                self.generated.fromlist(tokens)
+                if number == 1:
+                    self.generated.append(tokens[0])
+                else:
+                    self.rhythm.burst(number)
+                    self.generated.fromlist(tokens)
                 used = self._output.deliver(tokens, logprobs)
             except Exception as error:
                 self._fault("take tokens", error)
@@ -202,6 +216,7 @@ class Generation:
     def worker_ended(self, finish: str, cached_tokens: int) -> None:
         """A proper end; delivered after the tokens before it."""
         self._end = (finish, cached_tokens)
+        self.closing = True
         if not self.dirty:
             self.dirty = True
             self.flusher.streams.append(self)
@@ -308,7 +323,7 @@ class Generation:
     @property
     def blocked_since(self) -> float | None:
         """Since when the client takes no bytes."""
-        return self._output.blocked_since
+        return self._client.blocked_since
 
     @property
     def need(self) -> Need:

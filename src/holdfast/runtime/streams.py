@@ -25,8 +25,8 @@ class StreamHandler(Protocol):
     def on_accept(self) -> None:
         """The worker owns the stream."""
 
-    def on_tokens(self, index: int, tokens: Sequence[int], logprobs: Logprobs | None) -> None:
-        """New tokens; ``index`` is the output index of the first. Called per stream and frame, before `flush`."""
+    def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:
+        """New tokens, in a list to keep; ``index``: output index of the first. Called per stream and frame."""
 
     def on_data(self, index: int, payload: bytes) -> None:
         """One message of a stream that carries messages instead of tokens."""

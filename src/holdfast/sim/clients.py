@@ -224,6 +224,11 @@ class Exchange:
         self._put(data, last=True)
         self._complete = True
 
+    @property
+    def raw(self) -> None:
+        """See `Sink.raw`: chunks are not framed here."""
+        return
+
     def unsent(self) -> int:
         """See `Sink.unsent`."""
         return self._unsent

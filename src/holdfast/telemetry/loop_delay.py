@@ -20,12 +20,24 @@ async def watch_loop(clock: Callable[[], int], late: Callable[[float], None], st
         late: told by how many seconds each timer was late.
         stalled: told when that was more than `STALL`.
     """
-    before = clock()
-    while True:
-        await asyncio.sleep(INTERVAL)
-        now = clock()
-        delay = max(0.0, (now - before) / 1e9 - INTERVAL)
-        late(delay)
-        if delay > STALL:
-            stalled()
-        before = clock()
+    loop = asyncio.get_running_loop()
+    failed: asyncio.Future[None] = loop.create_future()
+    timer: asyncio.TimerHandle | None = None
+
+    def look(before: int) -> None:
+        """A plain callback: a task that sleeps would need a second turn of the loop, a hundred times a second."""
+        nonlocal timer
+        try:
+            delay = max(0.0, (clock() - before) / 1e9 - INTERVAL)
+            late(delay)
+            if delay > STALL:
+                stalled()
+            timer = loop.call_later(INTERVAL, look, clock())
+        except Exception as error:
+            failed.set_exception(error)
+
+    timer = loop.call_later(INTERVAL, look, clock())
+    try:
+        await failed
+    finally:
+        timer.cancel()

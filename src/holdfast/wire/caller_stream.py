@@ -11,7 +11,7 @@ Must never do I/O.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from holdfast.base.errors import HoldfastError, StreamIncomplete
@@ -40,7 +40,7 @@ class StreamSink(Protocol):
     def on_accept(self) -> None:
         """The worker owns the stream."""
 
-    def on_tokens(self, index: int, tokens: Sequence[int], logprobs: Logprobs | None) -> None:
+    def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:
         """New tokens from output index ``index`` on."""
 
     def on_data(self, index: int, payload: bytes) -> None:
