@@ -6,11 +6,12 @@ import argparse
 import asyncio
 import sys
 
+from bench.kv_index import kv_index
 from bench.moves import kills
 from bench.table import Row, show
 from bench.token_path import first_token, paced, saturated, sizes
 
-PARTS = {part.__name__: part for part in (sizes, paced, saturated, first_token, kills)}
+PARTS = {part.__name__: part for part in (sizes, paced, saturated, first_token, kills, kv_index)}
 
 
 async def main(names: list[str], quick: bool) -> None:

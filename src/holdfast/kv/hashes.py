@@ -107,6 +107,9 @@ def _hash_pieces(data: bytes | memoryview, width: int, stride: int, seed: int) -
     if kernel.native is not None:
         return array("Q", kernel.native.hash_pieces(data, width, stride, seed))
     digest = xxh3_64_intdigest
+    if width == stride:  # the quickest of several ways to cut bytes into pieces
+        whole = memoryview(data)[: len(data) - len(data) % width]
+        return array("Q", [digest(piece, seed) for (piece,) in Struct(f"{width}s").iter_unpack(whole)])
     return array("Q", [digest(data[at : at + width], seed) for at in range(0, len(data) - width + 1, stride)])
 
 
@@ -128,12 +131,11 @@ def sequence_hashes(local: Iterable[int], parent: int | None = None) -> array[in
         local = array("Q", local)
     if kernel.native is not None:
         return array("Q", kernel.native.chain(local, SEED, parent))
-    chained, digest, pair = array("Q"), xxh3_64_intdigest, _PAIR
-    append = chained.append
-    for one in local:
-        parent = one if parent is None else digest(pair(parent, one), SEED)
-        append(parent)
-    return chained
+    if not local:
+        return array("Q")
+    digest, pair, seed = xxh3_64_intdigest, _PAIR, SEED
+    last = local[0] if parent is None else digest(pair(parent, local[0]), seed)
+    return array("Q", [last, *[last := digest(pair(last, one), seed) for one in local[1:]]])
 
 
 def block_hashes(
