@@ -62,6 +62,22 @@ def test_figures() -> None:
     assert report.first_tokens[int(3.05 / width)].p99 is None
 
 
+def test_events_of_several_tokens_count_for_what_they_carry() -> None:
+    clock = Clock()
+    recording = Recording(clock)
+    note = recording.open(Job(0, TraceRequest(0, 10, 8, (1,))))
+    note.worker("a")
+    for _ in range(4):
+        clock.now += 0.05
+        note.tokens()
+    note.usage(10, 8, 0)
+    note.ended("ok")
+    report = summarise(recording, "t", "l")
+    assert (report.output_tokens, report.inter_token.count) == (8, 3)
+    assert sum(report.workers[0].tokens_per_second) * report.bucket_seconds == pytest.approx(8)
+    assert report.time_per_token.p50 == pytest.approx(0.15 / 7)
+
+
 def test_ends_of_other_kinds_are_counted_apart() -> None:
     clock = Clock()
     recording = Recording(clock)

@@ -55,8 +55,8 @@ class Record:
     """One request. Times are seconds since the start of the replay; None: it did not come to that."""
 
     __slots__ = (
-        "cached", "due", "end", "first", "generated", "index", "input_tokens", "last", "outcome", "output_tokens",
-        "reason", "sent", "worker",
+        "arrived", "cached", "due", "end", "first", "generated", "index", "input_tokens", "last", "outcome",
+        "output_tokens", "reason", "sent", "worker",
     )  # fmt: skip
 
     def __init__(self, job: Job, due: float, sent: float):
@@ -69,8 +69,10 @@ class Record:
         self.first: float | None = None
         self.last: float | None = None
         self.end: float | None = None
+        self.arrived = 0
+        """Tokens as they were told one by one; a server that puts several into one event tells fewer than it made."""
         self.generated = 0
-        """Tokens that came."""
+        """Tokens as the server counted them, or as they arrived where it does not count."""
         self.cached = 0
         self.worker = ""
         self.outcome: Outcome = "unfinished"
@@ -143,7 +145,8 @@ class Note:
         else:
             recording.gaps.add((now - record.last) / count, count)
         record.last = now
-        record.generated += count
+        record.arrived += count
+        record.generated = record.arrived
         recording.tokens[record.worker][int(now * TICKS)] += count
 
     def usage(self, prompt: int, completion: int, cached: int) -> None:

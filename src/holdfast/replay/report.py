@@ -88,7 +88,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the prompt tokens of answered requests that came from a prefix cache."""
     time_to_first_token: Spread
     inter_token: Spread
-    """Between two tokens of one request."""
+    """Between two tokens of one request, or two events where a server puts several tokens into one."""
     time_per_token: Spread
     """Mean of each request after its first token."""
     latency: Spread
@@ -180,8 +180,10 @@ def _lines(recording: Recording, seconds: float, width: float) -> list[WorkerLin
 def _line(recording: Recording, worker: str, mine: list[Record], seconds: float, width: float) -> WorkerLine:
     spans = [(record.sent, _last_event(record)) for record in mine]
     tokens = [0.0] * _buckets(seconds, width)
+    # what came in one event counts as one when it comes; the server's count at the end says how much it was
+    each = sum(record.generated for record in mine) / max(1, sum(record.arrived for record in mine))
     for tick, count in recording.tokens.get(worker, {}).items():
-        tokens[min(int((tick + 0.5) / TICKS / width), len(tokens) - 1)] += count / width
+        tokens[min(int((tick + 0.5) / TICKS / width), len(tokens) - 1)] += count * each / width
     return WorkerLine(
         worker=worker,
         requests=len(mine),
