@@ -15,6 +15,7 @@ from holdfast.base.ids import InstanceId
 from holdfast.engines.mock.config import MockConfig
 from holdfast.engines.mock.vocabulary import vocabulary
 from holdfast.frontend.config import FrontendConfig
+from holdfast.health.config import CanaryConfig
 from holdfast.models.card import ModelCard, PromptFiles
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.config import RequestSettings
@@ -177,6 +178,7 @@ class SimCluster:
             secret=plan.secret,
             insecure=not plan.secret,
             engine_request_limit=plan.limit,
+            health=CanaryConfig(health_check_enabled=plan.canary, canary_wait_time=1.0),
             shutdown=ShutdownBudget(shutdown_total_timeout=8.0, shutdown_inflight_timeout=0.6),
         )
 
@@ -200,6 +202,7 @@ class SimCluster:
             inhibited_duration_secs=INHIBITED,
             http_graceful_shutdown_timeout_secs=3.0,
             http_sse_keep_alive_interval_ms=1500,
+            http_max_requests=plan.most_requests,
             requests=RequestSettings(
                 migration_limit=plan.migration_limit,
                 request_timeout=plan.request_timeout,
@@ -207,8 +210,10 @@ class SimCluster:
                 inter_token_timeout=10.0,
                 client_stall_timeout=plan.client_stall,
                 migration_wait_secs=20.0,
+                migration_max_waiting=plan.most_waiting,
                 admission=AdmissionSettings(
                     active_decode_blocks_threshold=plan.decode_threshold,
+                    active_prefill_tokens_threshold=plan.prefill_threshold,
                     admission_queue_limit=plan.queue,
                     admission_queue_timeout=3.0,
                 ),

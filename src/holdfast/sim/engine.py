@@ -83,7 +83,11 @@ class SimEngine(MockEngine):
             self._close(sequence, "cancelled")
 
     def miscount(self, shift: int, times: int) -> None:
-        """Let the next ``times`` steps of sequences carry an output index that is off."""
+        """Let the next ``times`` steps of sequences carry an output index that is off.
+
+        Not their last steps: an end-of-sequence token that is dropped as an overlap has no text and nothing after it
+        that could show the loss.
+        """
         self._shift, self._shifts_left = shift, times
 
     def _close(self, sequence: Sequence, ending: SequenceEnding) -> None:
@@ -101,7 +105,7 @@ class SimEngine(MockEngine):
             sequence.error = step.error.code if step.error is not None else ""
         if not sequence.label:
             return
-        if step.tokens and self._shifts_left and step.index + self._shift >= 0:
+        if step.tokens and self._shifts_left and step.index + self._shift >= 0 and step.finish is None:
             self._shifts_left -= 1
             step.index += self._shift
         self._moment("end" if step.finish is not None else "first" if first else "stream")

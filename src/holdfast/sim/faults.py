@@ -49,6 +49,9 @@ class Freeze(Fault, tag="freeze", frozen=True, kw_only=True):
 class Terminate(Fault, tag="terminate", frozen=True, kw_only=True):
     """SIGTERM: it leaves in order; a new one takes its place ``duration`` after it has gone."""
 
+    signals: int = 1
+    """Two: a second one comes after 0.2 s, and it hurries."""
+
 
 class Slow(Fault, tag="slow", frozen=True, kw_only=True):
     """Everything that the process does takes ``factor`` times as long."""
@@ -145,6 +148,10 @@ class Overload(Fault, tag="overload", frozen=True, kw_only=True):
     times: int = 12
 
 
+class KillerPrompt(Fault, tag="killer-prompt", frozen=True, kw_only=True):
+    """A request arrives that kills every worker that computes its prompt."""
+
+
 AnyFault: TypeAlias = (
     Crash
     | PowerLoss
@@ -167,6 +174,7 @@ AnyFault: TypeAlias = (
     | OutOfMemory
     | WallJump
     | Overload
+    | KillerPrompt
 )
 PATIENCE = 2.0
 """Seconds that a fault waits for its moment; then it strikes all the same."""

@@ -16,6 +16,9 @@ from holdfast.sim.history import Fired
 from holdfast.sim.loop import START
 from holdfast.sim.workload import Workload
 
+_HURRY = 0.2
+"""Seconds between two signals."""
+
 
 class Nemesis:
     """See the module.
@@ -104,6 +107,9 @@ class Nemesis:
         return self._cluster.kill(fault.target, fault.duration, silent=True)
 
     def _terminate(self, fault: f.Terminate) -> bool:
+        process = self._cluster.processes.get(fault.target)
+        if process is not None and fault.signals > 1:
+            self._later(_HURRY, process.terminate)
         return self._cluster.terminate(fault.target, fault.duration)
 
     def _freeze(self, fault: f.Freeze) -> bool:
@@ -198,6 +204,11 @@ class Nemesis:
         if process is None:
             return False
         process.host.wall_offset += fault.seconds
+        return True
+
+    def _killer_prompt(self, fault: f.KillerPrompt) -> bool:
+        del fault
+        self._cluster.ask(self._workload.killer(), self._loop.time())
         return True
 
     def _overload(self, fault: f.Overload) -> bool:

@@ -27,7 +27,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     requests: int = 20
     more_requests: int = 5
     """The tape adds up to so many."""
-    faults: int = 2
+    faults: int = 3
     more_faults: int = 3
     span: float = 6.0
     """Seconds over which requests arrive and faults begin."""
@@ -58,6 +58,14 @@ class Plan(msgspec.Struct, frozen=True):
     """KV blocks of an engine."""
     decode_threshold: float | None = None
     """Share of KV blocks over which a worker is saturated."""
+    prefill_threshold: int | None = None
+    """Prompt tokens in hand over which a worker is saturated."""
+    most_requests: int = 1000
+    """Requests that a frontend has in hand at once."""
+    most_waiting: int = 1000
+    """Streams that may wait for a worker at once."""
+    canary: bool = False
+    """Workers test themselves when they are idle."""
     kv_warm: bool = True
     """Frontends have the model's files on their disk already."""
     secret: str = ""
@@ -98,8 +106,12 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         seats=2 if tight else 8,
         limit=3 if tight else 0,
         queue=tape.plan.pick((0, 4), "queue") if tight else 0,
-        blocks=64 if tight else 256,
-        decode_threshold=0.5 if tight and tape.plan.chance(0.5, "threshold") else None,
+        blocks=24 if tight else 256,
+        decode_threshold=0.6 if tight and tape.plan.chance(0.4, "block threshold") else None,
+        prefill_threshold=50 if tight and tape.plan.chance(0.4, "prefill threshold") else None,
+        most_requests=14 if tight and tape.plan.chance(0.3, "few requests") else 1000,
+        most_waiting=2 if tight and tape.plan.chance(0.5, "few waiting") else 1000,
+        canary=tape.plan.chance(0.3, "canary"),
         kv_warm=not tape.plan.chance(0.1, "cold"),
         secret="a shared secret" if tape.plan.chance(0.25, "secret") else "",
     )
@@ -109,7 +121,7 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
     "mixed": (
         "crash", "crash", "freeze", "freeze", "terminate", "reset", "partition", "power-loss", "engine-hang",
         "engine-error", "discovery-outage", "slow", "delay", "out-of-memory", "engine-abort", "wall-jump",
-        "discovery-stale", "engine-miscount",
+        "discovery-stale", "engine-miscount", "killer-prompt",
     ),
     "engines": (
         "engine-error", "engine-abort", "engine-refuse", "engine-hang", "engine-slow", "engine-compile",
@@ -118,7 +130,7 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
     "network": ("reset", "partition", "delay", "partition", "crash"),
     "rollout": ("terminate", "terminate", "terminate", "crash"),
     "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
-    "overload": ("overload", "overload", "crash", "freeze", "engine-refuse", "terminate"),
+    "overload": ("overload", "overload", "crash", "freeze", "engine-refuse", "terminate", "killer-prompt"),
 }  # fmt: skip
 _STREAM_MOMENTS: tuple[Moment, ...] = ("stream", "dispatch", "accept", "first", "stream", "end", "now")
 
@@ -169,7 +181,8 @@ def _freeze(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
 
 def _terminate(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
     back = tape.plan.log_uniform(0.1, 2.0, "back after")
-    return f.Terminate(at=at, target=_process(tape, shape), moment=moment, duration=back)
+    signals = 2 if tape.plan.chance(0.25, "hurry") else 1
+    return f.Terminate(at=at, target=_process(tape, shape), moment=moment, duration=back, signals=signals)
 
 
 def _slow(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
@@ -272,6 +285,11 @@ def _overload(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
     return f.Overload(at=at, times=8 + tape.plan.choose(16, "burst"))
 
 
+def _killer(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
+    del tape, shape, moment
+    return f.KillerPrompt(at=at)
+
+
 _MAKERS: dict[str, Maker] = {
     "crash": _crash,
     "power-loss": _power_loss,
@@ -294,4 +312,5 @@ _MAKERS: dict[str, Maker] = {
     "out-of-memory": _out_of_memory,
     "wall-jump": _wall_jump,
     "overload": _overload,
+    "killer-prompt": _killer,
 }

@@ -16,7 +16,7 @@ from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.drain import Drain
 from holdfast.sim.clients import Exchange
 from holdfast.sim.engine import SimEngine
-from holdfast.sim.history import Life, Residue
+from holdfast.sim.history import Fired, Life, Residue
 from holdfast.sim.watching import Watching, replace
 from holdfast.sim.workload import MODEL
 from holdfast.worker.process import WorkerProcess
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from holdfast.sim.cluster import SimCluster
 
 Role = Literal["frontend", "worker"]
+PAUSE = 2.0
+"""Seconds for which a prompt that freezes its worker does so."""
 LAST_ANSWERS = 1.0
 """Seconds that a server gives its last answers once it has been told to end (`make_server`)."""
 
@@ -137,7 +139,7 @@ class WorkerHost(SimProcess):
             labels=cluster.labels,
             moment=lambda moment: cluster.on_moment(name, moment),
             kill=self._killed,
-            pause=lambda: None,
+            pause=self._paused,
         )
         self.worker = WorkerProcess(
             cluster.worker_config(name, self.host.address),
@@ -156,7 +158,18 @@ class WorkerHost(SimProcess):
         replace(self.worker.server, "drain", drain)
 
     def _killed(self) -> None:
+        self._note_fault("crash", 0.0)
         self.cluster.kill(self.name)
+
+    def _paused(self) -> None:
+        self._note_fault("freeze", PAUSE)
+        self.freeze(PAUSE)
+
+    def _note_fault(self, kind: str, seconds: float) -> None:
+        """A prompt did it."""
+        now = self.world.loop.time()
+        self.cluster.history.see(f"prompt {kind}")
+        self.cluster.history.fired.append(Fired(now, now + seconds, kind, self.name, self.live))
 
     def _ready(self) -> None:
         self.life.ready = self.world.loop.time()

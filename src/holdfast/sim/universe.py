@@ -21,6 +21,7 @@ from holdfast.sim.cluster import SimCluster
 from holdfast.sim.history import History, View, Violation
 from holdfast.sim.nemesis import Nemesis
 from holdfast.sim.oracles import check_all
+from holdfast.sim.oracles.answers import first_error
 from holdfast.sim.plan import Plan, Shape, draw_plan
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Workload
@@ -28,6 +29,8 @@ from holdfast.sim.world import Note, World
 
 START_BOUND = 20.0
 """Virtual seconds in which a fresh cluster must be ready."""
+RETURN_BOUND = 120.0
+"""Virtual seconds in which all faults must be over and all processes back: faults last up to 20 s each."""
 ANSWER_BOUND = 60.0
 """Virtual seconds after the last fault in which every request must have ended: the bound on a whole request is 40 s,
 and a client that reads slowly may take a while longer."""
@@ -36,6 +39,8 @@ CONVERGE_BOUND = 75.0
 longest hold after a hang."""
 REST = 0.3
 """Virtual seconds after the last answer in which everything must have been given back: a few network latencies."""
+MAX_CALLBACKS = 2_000_000
+"""Two hundred times what a universe needs: more is a loop that spins."""
 _POLL = 0.05
 _PROBE_EVERY = 0.5
 
@@ -87,7 +92,7 @@ class Universe:
         self.tape, self._logs = tape, logs
         self.plan = plan or draw_plan(tape, shape or Shape())
         self.history = History()
-        self.world = World(tape)
+        self.world = World(tape, max_callbacks=MAX_CALLBACKS)
         self.cluster = SimCluster(self.world, self.plan, self.history)
         self._workload = Workload(tape.workload, self.plan.shape.frontends, self.plan.shape.longest)
         self._workload.skip(len(self.plan.wishes))
@@ -104,6 +109,7 @@ class Universe:
                 main.result()
             self.history.finished = world.loop.time()
             self._note_failures()
+            self._count()
             self.history.seen["callbacks"] = world.loop.callbacks
             return Outcome(
                 seed=self.tape.seed,
@@ -123,6 +129,14 @@ class Universe:
                 "crash", failure.message, host=failure.host, at=round(failure.at, 6), error=repr(failure.error)
             )
 
+    def _count(self) -> None:
+        """Count what clients were told, by status, code and knob."""
+        for call in self.history.calls:
+            error = first_error(call)
+            if error:
+                knob = str(error.get("details", {}).get("knob", "")) if isinstance(error.get("details"), dict) else ""
+                self.history.see(f"told {call.status} {error.get('code')} {knob}".rstrip())
+
     # -- the course of events --------------------------------------------------------------------------
 
     async def _main(self) -> None:
@@ -135,7 +149,9 @@ class Universe:
         for wish in self.plan.wishes:
             cluster.ask(wish, began + wish.at)
         self.nemesis.start(self.plan.faults)
-        await self._until(lambda: self.nemesis.done and cluster.complete, float("inf"))
+        if not await self._until(lambda: self.nemesis.done and cluster.complete, RETURN_BOUND):
+            history.violate("liveness", f"not every process was back within {RETURN_BOUND:g} s")
+            return
         await asyncio.sleep(max(0.0, began + self.plan.shape.span - loop.time()))
         history.healed = loop.time()
         await self._recover()

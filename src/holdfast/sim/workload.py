@@ -91,6 +91,13 @@ class Workload:
         body = {"model": MODEL, "messages": [_user(f"probe {self._drawn}")], "max_tokens": 2, "seed": self._drawn}
         return Wish(f"p{self._drawn:03d}", at, frontend, "chat", {**body, "stream": True}, probe=True)
 
+    def killer(self) -> Wish:
+        """Return a request that kills whoever computes its prompt."""
+        self._drawn += 1
+        body = {"model": MODEL, "messages": [_user("so long [[mock:crash]]")], "max_tokens": 4, "seed": self._drawn}
+        frontend = self._tape.choose(self._frontends, "frontend")
+        return Wish(f"k{self._drawn:03d}", 0.0, frontend, "chat", {**body, "stream": True})
+
     def _prompt(self, surface: Surface) -> dict[str, Any]:
         tape = self._tape
         words = [_WORDS[tape.choose(len(_WORDS), "word")] for _ in range(2 + tape.choose(6, "prompt words"))]
@@ -114,6 +121,7 @@ class Workload:
             5: f"prefill {0.1 + k / 10:.1f}",
             6: f"slow {2 + k % 3}",
             7: f"say so be it, {k} times; that is all there is to say",
+            8: f"{('crash', 'freeze')[k % 2]}-after {k}" if tape.chance(0.2, "deadly") else "",
         }.get(number)
         return f" [[mock:{found}]]" if found else ""
 
@@ -187,7 +195,7 @@ class Workload:
             body = {"model": MODEL, "prompt": [4_000_000], "max_tokens": 4}
             return Wish(name, at, frontend, "completions", body, valid=False)
         else:
-            body["messages"] = [_user("long " * 40_000)]  # over the model's context
+            body["messages"] = [_user("long " * 5_000)]  # over the model's context
         return Wish(name, at, frontend, "chat", body, headers, valid=False)
 
 

@@ -122,3 +122,11 @@ def _read_whole(answer: Answer, data: bytes) -> None:
             _take_logprobs(choice, piece.get("logprobs"))
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         answer.malformed.append(f"{type(error).__name__}: {data[:80].decode('utf-8', 'replace')}")
+
+
+def first_error(call: Call) -> dict[str, Any] | None:
+    """Return the error that a client was told, if it was told one."""
+    if call.status == 200 and b'"error"' not in call.data:
+        return None
+    errors = read(call).errors
+    return errors[0] if errors else None
