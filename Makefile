@@ -33,9 +33,9 @@ test: dev ## the tests, without the slow ones
 test-slow: dev ## the slow tests: the full figures, printed
 	@$(PY) -m pytest -q -m slow -s $(ARGS)
 
-test-operations: dev ## a real Prometheus and Alertmanager watch a fleet; installs them if need be (Debian)
+test-operations: dev ## a real Prometheus, Alertmanager and haproxy with a fleet; installs them if need be (Debian)
 	@tools/install_operations.sh
-	@CI=$${CI:-true} $(PY) -m pytest -q -m operations tests/observability $(ARGS)
+	@CI=$${CI:-true} $(PY) -m pytest -q -m operations tests/observability tests/balancing $(ARGS)
 
 sanitize: dev ## the compiled kernel under AddressSanitizer and UBSan
 	@$(PY) tools/sanitize.py $(ARGS)

@@ -17,6 +17,7 @@ from holdfast.engines.mock.config import MockConfig
 from holdfast.frontend.drain import Drain
 from holdfast.frontend.server import inherited, listen
 from tests.frontend.support import CHAT, Stack, stack, until
+from tests.patience import within
 
 STEPS = MockConfig(step_ms=5.0)
 
@@ -47,6 +48,21 @@ async def test_a_kept_connection_gets_one_more_answer_and_a_new_one_none() -> No
             assert (late.status_code, late.headers["connection"]) == (503, "close")
             assert float(late.headers["retry-after"]) > 0
             assert late.json()["error"]["details"]["knob"] == "shutdown"
+
+
+async def test_balancers_may_look_away_before_anybody_is_turned_away() -> None:
+    """Its health says that it leaves; until the notice is over new connections and kept ones are served as before."""
+    config = {"http_drain_notice": 0.6, "http_graceful_shutdown_timeout_secs": 10.0}
+    async with stack(1, STEPS, **config) as built, draining(built):
+        health = await built.http.get("/health")
+        assert (health.status_code, health.json()["stage"]) == (503, "draining")
+        for _ in range(2):
+            async with httpx.AsyncClient(base_url=built.http.base_url) as fresh:
+                answer = await fresh.post(CHAT, json=body(3))
+                assert (answer.status_code, answer.headers.get("connection")) == (200, None)
+        async with asyncio.timeout(within(5)):
+            while (await built.post(CHAT, body(1))).status_code != 503:
+                pass
 
 
 async def test_probes_tell_draining_from_dead() -> None:

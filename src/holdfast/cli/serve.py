@@ -110,7 +110,8 @@ def _stop_grace(serve: Loaded[ServeConfig], frontend: FrontendConfig, worker: Wo
     """Return how long a child may take to leave: what was asked for, else not less than its own budget needs."""
     if serve.origins["stop_grace"].source != "default":
         return serve.config.stop_grace
-    longest = max(frontend.http_graceful_shutdown_timeout_secs, worker.shutdown.shutdown_total_timeout)
+    leaving = frontend.http_drain_notice + frontend.http_graceful_shutdown_timeout_secs
+    longest = max(leaving, worker.shutdown.shutdown_total_timeout)
     return max(serve.config.stop_grace, longest + _KILL_SLACK)
 
 

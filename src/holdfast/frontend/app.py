@@ -126,9 +126,13 @@ class Frontend:
             return
         await self._admin(scope, receive, labelled)
 
+    def announce(self) -> None:
+        """Say in health checks that this frontend is about to leave; everything is still served."""
+        self.stage = "draining"
+
     def turn_away(self) -> None:
         """Drain: accept nothing more from clients that could know better."""
-        self.stage = "draining"
+        self.announce()
         self.generate.weaning = True
         self.generate.refusal = CapacityExhausted(
             "This frontend is shutting down.", retry_after=1.0, layer="frontend", knob="shutdown"

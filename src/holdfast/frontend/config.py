@@ -63,6 +63,15 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         float,
         setting("DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "On SIGTERM running streams get this long to finish.", ge=0),
     ] = 5.0
+    http_drain_notice: Annotated[
+        float,
+        setting(
+            "DYN_HTTP_DRAIN_NOTICE_SECS",
+            "On SIGTERM everything is served as before for this long while /health says 503 already, so that balancers "
+            "can look away first; the grace begins afterwards.",
+            ge=0,
+        ),
+    ] = 0.0
     http_drain_keep_alive: Annotated[
         float,
         setting(

@@ -1,9 +1,10 @@
 """How a frontend leaves: ``serving → draining → stopping``.
 
-While it drains, its health says so, new clients go to other frontends (those on the same port get the connection
-in the first place; elsewhere they are answered 503 with Retry-After), and running answers go on. A client that
-holds a connection already could not know: for a moment its next request is still served, and the answer says
-``connection: close``. What runs when the grace is over ends with a typed error.
+Where that is wanted, its health says for a moment that it leaves before anything else changes, so that balancers look
+away first. While it drains, new clients go to other frontends (those on the same port get the connection in the first
+place; elsewhere they are answered 503 with Retry-After), and running answers go on. A client that holds a connection
+already could not know: for a moment its next request is still served, and the answer says ``connection: close``. What
+runs when the grace is over ends with a typed error.
 
 Must never end a stream before the grace is over, unless somebody hurries.
 """
@@ -55,11 +56,12 @@ class Drain:
     Args:
         frontend: the application.
         server: its listeners and connections.
-        config: grace and weaning.
+        config: notice, grace and weaning.
     """
 
     def __init__(self, frontend: Frontend, server: Listening, config: FrontendConfig):
         self._frontend, self._server = frontend, server
+        self._notice = config.http_drain_notice
         self._grace = config.http_graceful_shutdown_timeout_secs
         self._weaning = min(config.http_drain_keep_alive, _SHARE * self._grace)
         self._signals: asyncio.Queue[int] = asyncio.Queue(maxsize=16)
@@ -84,7 +86,7 @@ class Drain:
             "%s: draining; %d requests in hand have %g s",
             signal.Signals(first).name,
             self._frontend.generate.in_hand,
-            self._grace,
+            self._notice + self._grace,
         )
         async with asyncio.TaskGroup() as group:
             draining = group.create_task(self.run())
@@ -101,6 +103,9 @@ class Drain:
     async def run(self) -> None:
         """Drain; returns when nothing is left to do, or when the grace is over."""
         loop = asyncio.get_running_loop()
+        self._frontend.announce()
+        if self._notice:
+            await asyncio.sleep(self._notice)
         began = loop.time()
         self._frontend.turn_away()
         await self._server.retire()
