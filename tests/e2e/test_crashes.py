@@ -129,23 +129,12 @@ async def test_burst_right_after_the_death_of_an_idle_worker(mock: Cluster) -> N
     assert not failed, failed[:3]
 
 
-TOGETHER = pytest.param(
-    False,
-    id="all at once",
-    marks=pytest.mark.xfail(reason="streams not yet accepted at the first death join the killer's trial", strict=False),
-)
-
-
-@pytest.mark.parametrize("established", [pytest.param(True, id="established"), TOGETHER])
-async def test_poison_costs_two_workers_and_one_stream(mock: Cluster, established: bool) -> None:
-    """One prompt that kills whoever computes it, among a hundred streams that run already, or begin with it."""
+async def _poisoned(mock: Cluster, killer: Ask, asks: list[Ask], early: int) -> int:
+    """Let a killer come after so many of the others, all of which must get their answers; returns workers lost."""
     restarts = sum(slot.restarts for slot in mock.slots().values())
-    asks = [Ask(content=f"{SLOW} innocent {i}", max_tokens=90 if established else 40, seed=i) for i in range(99)]
-    early = 99 if established else 0
-    killer = Ask(content="[[mock:crash]] poison", max_tokens=50)
     async with contextlib.AsyncExitStack() as stack:
         lives = [await stack.enter_async_context(streaming(mock, ask)) for ask in asks[:early]]
-        for live in lives if established else ():
+        for live in lives:
             await live.until_pieces(2)
         poison = await stack.enter_async_context(streaming(mock, killer, x_request_id="poison"))
         lives += [await stack.enter_async_context(streaming(mock, ask)) for ask in asks[early:]]
@@ -155,5 +144,27 @@ async def test_poison_costs_two_workers_and_one_stream(mock: Cluster, establishe
             check(ask, await live.done())
     assert error.value.code == "poison_request"
     await mock.usable()
-    lost = sum(slot.restarts for slot in mock.slots().values()) - restarts
+    return sum(slot.restarts for slot in mock.slots().values()) - restarts
+
+
+def _innocent(tokens: int) -> list[Ask]:
+    return [Ask(content=f"{SLOW} innocent {i}", max_tokens=tokens, seed=i) for i in range(99)]
+
+
+@pytest.mark.parametrize("established", [True, False], ids=["established", "all at once"])
+async def test_poison_costs_two_workers_and_one_stream(mock: Cluster, established: bool) -> None:
+    """One prompt that kills whoever computes it, among a hundred streams that run already, or begin with it."""
+    killer = Ask(content="[[mock:crash]] poison", max_tokens=50)
+    lost = await _poisoned(mock, killer, _innocent(90 if established else 40), early=99 if established else 0)
     assert lost <= 2, await mock.story("poison")
+
+
+@pytest.mark.parametrize("at", [1, 12])
+@pytest.mark.parametrize("established", [True, False], ids=["established", "all at once"])
+async def test_poison_at_a_later_token_costs_three_workers_and_one_stream(
+    mock: Cluster, established: bool, at: int
+) -> None:
+    """At the first death it looks like all the others; that it costs no fourth worker is all that can be had."""
+    killer = Ask(content=f"[[mock:crash-at {at}]] {SLOW} poison", max_tokens=50)
+    lost = await _poisoned(mock, killer, _innocent(90 if established else 40), early=99 if established else 0)
+    assert lost <= 3, await mock.story("poison")

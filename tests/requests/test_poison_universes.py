@@ -15,7 +15,7 @@ from tests.requests.machine import KillsAt, Machine, machines
 from tests.requests.test_poison_streams import KILLER, at_prefill, at_token, each_time_after, lost
 from tests.support.virtual_time import virtual
 
-SEEDS = 120
+SEEDS = 60
 STREAMS = 100
 
 

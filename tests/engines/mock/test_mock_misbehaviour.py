@@ -236,7 +236,9 @@ def child(prompt, tokens):
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("prompt", "tokens"), [("[[mock:crash]]", 0), ("[[mock:crash-after 3]]", 3)])
+@pytest.mark.parametrize(
+    ("prompt", "tokens"), [("[[mock:crash]]", 0), ("[[mock:crash-after 3]]", 3), ("[[mock:crash-at 3]]", 3)]
+)
 def test_crash_is_a_sigkill_at_the_right_token(prompt, tokens):
     with child(prompt, tokens) as process:
         out, _ = process.communicate(timeout=20)

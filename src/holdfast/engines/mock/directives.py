@@ -9,6 +9,7 @@ say TEXT           the output is exactly TEXT, then end of sequence
 call NAME JSON     the output is one Hermes-style tool call with these arguments
 eos-after N        end of sequence as output token N (unless ignore_eos)
 crash              SIGKILL to its own process once the prompt is computed, in every attempt (poison)
+crash-at N         SIGKILL instead of output token N, in every attempt (poison that waits)
 crash-after N      SIGKILL instead of output token N
 freeze-after N     SIGSTOP to its own process instead of output token N
 hang-after N       the engine (all sequences) stands still instead of output token N, the loop lives
@@ -111,6 +112,8 @@ def _read(body: str, generated: int, attempt: int) -> dict[str, object]:
 def _one(word: str, argument: str, generated: int, attempt: int) -> dict[str, object]:
     if word == "crash":
         return {"fault": "crash", "fault_at": generated}
+    if word == "crash-at":
+        return {"fault": "crash", "fault_at": int(argument)}
     if word in _PLAIN:
         return _PLAIN[word](argument)
     after = _AFTER.fullmatch(word)
