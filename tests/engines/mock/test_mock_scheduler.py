@@ -113,6 +113,33 @@ def test_who_does_not_fit_is_asked_again_only_when_there_is_more(monkeypatch: py
     assert bench.running == [2]
 
 
+@pytest.mark.parametrize(("twins", "running"), [(True, [1, 2]), (False, [1])])
+def test_who_does_not_fit_is_asked_again_when_its_prefix_was_computed(twins: bool, running: list[int]):
+    bench = Bench(10, max_num_batched_tokens=46)
+    first, second = bench.add(30), bench.add(30)
+    if twins:
+        second.ids[:] = first.ids
+    bench.step()
+    assert bench.running == [1]
+    assert second.cached_tokens is None
+    bench.step()
+    assert bench.running == running
+    assert second.cached_tokens == (28 if twins else None)
+
+
+def test_who_does_not_fit_is_asked_again_for_a_smaller_chunk():
+    bench = Bench(10, max_num_batched_tokens=32)
+    bench.add(16)
+    bench.step()
+    bench.add(30)
+    bench.step()
+    assert bench.running == [1]
+    small = Batch()
+    small.prefill_tokens = 24
+    bench.scheduler.top_up(small)
+    assert bench.running == [1, 2]
+
+
 @pytest.mark.parametrize(("preemption", "victim"), [("lifo", 2), ("fifo", 1)])
 def test_out_of_blocks_one_gives_way_and_comes_back_first(preemption: str, victim: int):
     bench = Bench(8, preemption=preemption)

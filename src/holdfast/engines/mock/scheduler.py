@@ -13,6 +13,7 @@ Must never produce tokens or know about time.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence as Names
 
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.mock.cache import BlockPool
@@ -66,10 +67,8 @@ class Scheduler:
         self._steps = 0
         self._reserve = int(config.watermark * pool.total)
         """Blocks that an admission leaves free."""
-        self._refused: Sequence | None = None
-        """The head of the queue, when it did not fit with so many blocks available: no use in asking again before
-        there are more."""
-        self._refused_at = 0
+        self._refused: _Refusal | None = None
+        """Of the head of the queue."""
 
     @property
     def busy(self) -> bool:
@@ -140,15 +139,17 @@ class Scheduler:
     def _admit(self, budget: int, batch: Batch) -> None:
         while self.waiting and budget > 0 and len(self.running) < self._config.max_num_seqs:
             sequence = self.waiting[0]
-            available = self._pool.available
-            if sequence is self._refused and available <= self._refused_at and self.running:
+            if self._refused is not None and self._refused.stands(sequence, self._pool, budget) and self.running:
                 return
+            found_before = sequence.cached_tokens
             if self._config.prefix_caching and sequence.held == 0:
                 sequence.adopt_prefix(self._pool)
             tokens = self._chunk(sequence, budget)
             if not (self._leaves_reserve(sequence) and sequence.reserve(self._pool, tokens)):
+                missing = sequence.hashes(self._pool.block_size)[sequence.held : sequence.held + 1]
                 sequence.drop_blocks(self._pool)
-                self._refused, self._refused_at = sequence, available
+                sequence.cached_tokens = found_before
+                self._refused = _Refusal(sequence, self._pool.available, budget, missing)
                 return
             self._refused = None
             self.waiting.popleft()
@@ -171,6 +172,24 @@ class Scheduler:
         self.waiting.appendleft(victim)
         self.preemptions += 1
         return victim is not needy
+
+
+class _Refusal:
+    """Why the head of the queue was not admitted, so that it is asked again only when that may have changed."""
+
+    __slots__ = ("_available", "_budget", "_missing", "_sequence")
+
+    def __init__(self, sequence: Sequence, available: int, budget: int, missing: Names[int]):
+        self._sequence = sequence
+        self._available = available
+        self._budget = budget
+        self._missing = missing
+        """Its first block that was not in the cache, if it has one."""
+
+    def stands(self, sequence: Sequence, pool: BlockPool, budget: int) -> bool:
+        """Whether it would be refused again: no more blocks, no smaller chunk, no longer prefix in the cache."""
+        same = sequence is self._sequence and pool.available <= self._available and budget >= self._budget
+        return same and not pool.match(self._missing)
 
 
 def _without_preempted(batch: Batch) -> Batch:

@@ -20,7 +20,7 @@ class Sequence:
     """Counts are tokens; ``computed`` of the ``ids`` have their KV values in ``held`` shared and ``private`` blocks."""
 
     __slots__ = (
-        "_hashes", "_seed_names", "cached_tokens", "chain", "computed", "delay", "ends", "fault_at", "held", "ids",
+        "_hashes", "cached_tokens", "chain", "computed", "delay", "ends", "fault_at", "held", "ids",
         "index", "key", "limit", "live", "private", "request", "scheduled", "slow", "wants_logprobs", "wish",
     )  # fmt: skip
 
@@ -61,7 +61,6 @@ class Sequence:
         """Tokens found in the cache at the first admission; None before."""
         self.held = 0
         self.private = 0
-        self._seed_names = {"lora": request.lora, "salt": request.cache_salt}
         self._hashes: array[int] | None = None
 
     @property
@@ -72,12 +71,14 @@ class Sequence:
     def hashes(self, block_size: int) -> array[int]:
         """Return the sequence hashes of all complete blocks of the known tokens."""
         if self._hashes is None:
-            self._hashes = block_hashes(self.ids.tobytes(), block_size, **self._seed_names)
+            request = self.request
+            self._hashes = block_hashes(self.ids.tobytes(), block_size, lora=request.lora, salt=request.cache_salt)
         start = len(self._hashes)
         if (start + 1) * block_size <= len(self.ids):
             parent = self._hashes[-1] if start else None
             tail = self.ids[start * block_size :].tobytes()
-            for local in local_hashes(tail, block_size, **self._seed_names):
+            request = self.request
+            for local in local_hashes(tail, block_size, lora=request.lora, salt=request.cache_salt):
                 parent = next_sequence_hash(parent, local)
                 self._hashes.append(parent)
         return self._hashes
