@@ -14,6 +14,7 @@ from tests.patience import within
 
 from holdfast.cli.catalogue import sections
 from holdfast.cli.main import COMMANDS
+from holdfast.kv.choice import implementation
 from holdfast.local.backoff import EXIT_CONFIGURATION
 from holdfast.local.ports import free_port
 
@@ -77,6 +78,7 @@ def test_config_shows_values_origins_and_masks_secrets(tmp_path: Path) -> None:
     assert (rows["frontend", "router_mode"]["value"], rows["frontend", "router_mode"]["origin"]) == ("random", "flag")
     assert rows["frontend", "http_host"]["value"] == "127.0.0.2"
     assert rows["worker", "engine"]["origin"] == "default"
+    assert report["kv_index"] == implementation()
     assert report["warnings"] == ["DYN_MIGRATON_LIMIT: did you mean DYN_MIGRATION_LIMIT?"]
     assert "did you mean DYN_MIGRATION_LIMIT?" in done.stderr
 

@@ -13,6 +13,7 @@ from holdfast.base.settings import Loaded, near_misses, unknown_names
 from holdfast.cli.app import parameter, takes_settings
 from holdfast.cli.catalogue import Section, known_variables, sections, unknown_keys
 from holdfast.cli.options import Flags, Process
+from holdfast.kv.choice import describe, implementation
 
 _ALL = Process(tuple(part.name for part in sections()), lambda _: 0)
 _JSON = parameter("as_json", Annotated[bool, typer.Option("--json", help="JSON, for machines.")], False)
@@ -34,12 +35,14 @@ def command(flags: Flags, *, as_json: bool, changed: bool) -> int:
     warnings += unknown_keys(flags.config_file) if flags.config_file else []
     if as_json:
         rows = [row for part, values in loaded for row in _rows(part, values, changed)]
-        print(json.dumps({"settings": rows, "warnings": warnings, "unknown": strange}, indent=2, default=str))
+        print(json.dumps({"settings": rows, "warnings": warnings, "unknown": strange, "kv_index": implementation()}, indent=2, default=str))
     else:
         for part, values in loaded:
             _print(part, values, changed)
         for name in strange:
             print(f"{name} is set, but no setting reads it.")
+        if not changed:
+            print(describe())
     return 0
 
 
