@@ -35,7 +35,8 @@ def command(flags: Flags, *, as_json: bool, changed: bool) -> int:
     warnings += unknown_keys(flags.config_file) if flags.config_file else []
     if as_json:
         rows = [row for part, values in loaded for row in _rows(part, values, changed)]
-        print(json.dumps({"settings": rows, "warnings": warnings, "unknown": strange, "kv_index": implementation()}, indent=2, default=str))
+        report = {"settings": rows, "warnings": warnings, "unknown": strange, "kv_index": implementation()}
+        print(json.dumps(report, indent=2, default=str))
     else:
         for part, values in loaded:
             _print(part, values, changed)
