@@ -13,6 +13,7 @@ from holdfast.engines.mock.checker import expected_tokens
 from holdfast.engines.mock.timing import decode_ms, prefill_ms, step_seconds
 from holdfast.kv.events import BlockStored
 from tests.engines.mock.mockrun import request, running
+from tests.support.virtual_time import virtual
 
 
 async def test_sequences_run_together_one_token_each_per_step():
@@ -34,6 +35,7 @@ async def test_a_continuation_starts_at_its_index():
         assert len(run.tokens[key]) == 13
 
 
+@virtual
 async def test_fixed_steps_keep_an_absolute_schedule():
     async with running(step_ms=5.0) as run:
         due = []

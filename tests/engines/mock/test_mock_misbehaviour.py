@@ -14,6 +14,7 @@ from holdfast.base.errors import EngineFailed, InvalidRequest, UnsupportedFeatur
 from holdfast.engines.mock.checker import expected_tokens, text_of
 from holdfast.engines.mock.vocabulary import vocabulary
 from tests.engines.mock.mockrun import request, running
+from tests.support.virtual_time import virtual
 
 
 async def text_from(prompt, **config):
@@ -142,6 +143,7 @@ async def test_hang_after_delivers_exactly_so_many():
         assert await run.finish(key) == expected_tokens(wanted)
 
 
+@virtual
 async def test_slow_stretches_steps():
     async with running(step_ms=2.0) as run:
         run.engine.misbehave("slow", factor=10.0)
