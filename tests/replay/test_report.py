@@ -7,9 +7,10 @@ import pytest
 from rich.console import Console
 
 from holdfast.replay.driver import Job
-from holdfast.replay.plot import nice_ceiling, picture
+from holdfast.replay.plot import curves, picture
 from holdfast.replay.record import Recording
 from holdfast.replay.report import MOST_BUCKETS, Report, Spread, bucket_ticks, spread, summarise
+from holdfast.replay.svg import nice_ceiling
 from holdfast.replay.tables import table
 from holdfast.replay.trace import TraceRequest
 
@@ -144,3 +145,13 @@ def test_a_picture_shows_every_worker_and_escapes_names() -> None:
 @pytest.mark.parametrize(("value", "top"), [(0, 1), (0.23, 0.3), (1, 1), (1.01, 1.5), (7.5, 8), (9, 10), (999, 1000)])
 def test_scales_are_round(value: float, top: float) -> None:
     assert nice_ceiling(value) == pytest.approx(top)
+
+
+def test_kinds_of_runs_are_drawn_over_their_load() -> None:
+    reports = [summarise(recorded([(0.0, "a", first, 0.1, 4)]), "t", "l") for first in (0.5, 1.0, 2.0)]
+    drawn = curves("modes", "at once", {"kv": [(16, reports[0]), (64, reports[1])], "random": [(16, reports[2])]})
+    document = xml.dom.minidom.parseString(drawn)
+    assert len(document.getElementsByTagName("circle")) == 3 * 5
+    for word in (">kv<", ">random<", ">16 at once<", ">64<", "prefix cache"):
+        assert word in drawn
+    xml.dom.minidom.parseString(curves("one point", "at once", {"kv": [(16, reports[0])]}))
