@@ -43,6 +43,9 @@ TASKS_ALLOWED = {
     "runtime/link.py": "the bulk connection's task is held by the link and cancelled by its close",
     "runtime/pool.py": "the pool's own task, from start to close",
     "runtime/serving.py": "one task per incoming call, held with its context until it has ended",
+    "sim/hosts.py": "a simulated process's main task lives as long as its host",
+    "sim/universe.py": "the universe's own main task, which the loop runs to its end",
+    "sim/world.py": "the harness's own tasks live as long as their universe",
     "worker/process.py": "the watches over the engine, cancelled and awaited in place by `run`",
 }
 
