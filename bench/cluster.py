@@ -129,10 +129,21 @@ async def extra_worker(up: Running | Alone, model: str, *, step_ms: float) -> As
 @contextlib.asynccontextmanager
 async def floor(tokens: int, step: float) -> AsyncIterator[tuple[int, int]]:
     """Run the floor; yields (port, pid)."""
+    async with _listening("bench.floor", str(tokens), str(step)) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def relay(up: Running, tokens: int) -> AsyncIterator[tuple[int, int]]:
+    """Run the fair floor beside a cluster, fed by its workers; yields (port, pid)."""
+    async with _listening("bench.relay", str(tokens), env=up.env) as running:
+        yield running
+
+
+@contextlib.asynccontextmanager
+async def _listening(module: str, *arguments: str, env: dict[str, str] | None = None) -> AsyncIterator[tuple[int, int]]:
     port = free_port("127.0.0.1")
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.floor", str(port), str(tokens), str(step)
-    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-m", module, str(port), *arguments, env=env)
     try:
         async with asyncio.timeout(10):
             while True:

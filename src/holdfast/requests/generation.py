@@ -68,8 +68,8 @@ class Generation:
 
     __slots__ = (
         "_came", "_client", "_doubted", "_end", "_observer", "_output", "attempt", "born", "closing", "count",
-        "delivered", "dirty", "driver", "ended", "expires", "flusher", "generated", "longest", "pending", "pending_logprobs", "plan",
-        "rhythm", "seen", "seen_at", "started_at", "state", "timeline", "worker",
+        "delivered", "dirty", "driver", "ended", "expires", "flusher", "generated", "longest", "pending",
+        "pending_logprobs", "plan", "rhythm", "seen", "seen_at", "started_at", "state", "timeline", "worker",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, output: Output, services: Services):
