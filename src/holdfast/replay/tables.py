@@ -8,13 +8,16 @@ from rich.table import Table
 
 from holdfast.replay.report import Report, Spread
 
+_QUANTILES = "mean / p50 / p90 / p99 / max"
+
 Cell = Callable[[Report], str]
 
 
 def table(reports: Sequence[Report]) -> Table:
     """Return a rich table with one column for each report, and the workers' shares below."""
-    shown = Table(title=" · ".join(dict.fromkeys(report.load for report in reports)), title_justify="left")
-    shown.add_column("")
+    loads = " · ".join(dict.fromkeys(report.load for report in reports))
+    shown = Table(title=loads, title_justify="left", caption=f"ms: {_QUANTILES}", caption_justify="left")
+    shown.add_column("", no_wrap=True)
     for report in reports:
         shown.add_column(report.title, justify="right")
     for name, cell in _ROWS:
@@ -30,7 +33,7 @@ def _spread(name: str, of: Callable[[Report], Spread]) -> tuple[str, Cell]:
         values = (found.mean, found.p50, found.p90, found.p99, found.max)
         return " / ".join(_milliseconds(value) for value in values) if found.count else "-"
 
-    return f"{name}, ms: mean / p50 / p90 / p99 / max", cell
+    return f"{name}, ms", cell
 
 
 def _milliseconds(seconds: float) -> str:
