@@ -43,6 +43,7 @@ class Link:
         instance: whom we expect there; empty: anybody.
         epoch: which start of it; 0: any.
         keepalive: seconds without sending after which the link pings by itself; None: the owner pings.
+        versions: oldest and newest protocol version to offer.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Link:
         epoch: int = 0,
         features: tuple[str, ...] = (),
         keepalive: float | None = KEEPALIVE_SECONDS,
+        versions: tuple[int, int] = (OLDEST_VERSION, VERSION),
     ):
         self.address = address
         self.caller = f"{caller}/{rng.getrandbits(32):08x}"
@@ -72,6 +74,7 @@ class Link:
         """Called after all frames of one read went to their handlers."""
         self._transport = transport
         self._rng, self._secret = rng, secret
+        self._versions = versions
         self._expected = (instance, epoch)
         self._features = features
         self._keepalive = keepalive
@@ -135,7 +138,7 @@ class Link:
         if self.welcome is not None:
             instance, epoch = self.welcome.instance, self.welcome.epoch
         nonce = self._rng.randbytes(NONCE_BYTES) if self._secret else b""
-        hello = Hello(OLDEST_VERSION, VERSION, self.caller, name, instance, epoch, self._features, nonce)
+        hello = Hello(*self._versions, self.caller, name, instance, epoch, self._features, nonce)
         channel = Channel(self, name, CallerConnection(hello, self._secret), loop)
         await self._transport.connect(self.address, lambda: channel, self._timeout)
         try:

@@ -29,6 +29,7 @@ from holdfast.runtime.member import LEAVING_STATES, PoolLink, Worker
 from holdfast.runtime.notices import Notices, PoolEvent, PoolSink
 from holdfast.runtime.transport import Transport
 from holdfast.runtime.watch import Watch, shows_progress
+from holdfast.wire.frames import OLDEST_VERSION, VERSION
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,8 @@ class PoolSettings(msgspec.Struct, frozen=True):
     inhibition: InhibitionSettings = InhibitionSettings()
     unlisted: float = 60.0
     """A connected worker that vanished from discovery without a word gets new work for this long."""
+    versions: tuple[int, int] = (OLDEST_VERSION, VERSION)
+    """Oldest and newest protocol version to offer to workers."""
 
 
 class WorkerPool:
@@ -357,6 +360,7 @@ class WorkerPool:
             secret=self._secret,
             instance=record.instance,
             keepalive=None,
+            versions=self.settings.versions,
         )
 
     def _catalogue_changed(self) -> None:

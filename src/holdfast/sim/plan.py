@@ -66,6 +66,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Streams that may wait for a worker at once."""
     canary: bool = False
     """Workers test themselves when they are idle."""
+    old: tuple[str, ...] = ()
+    """Frontends whose first start speaks the oldest protocol version: a rolling upgrade replaces them."""
     kv_warm: bool = True
     """Frontends have the model's files on their disk already."""
     secret: str = ""
@@ -112,6 +114,7 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         most_requests=14 if tight and tape.plan.chance(0.3, "few requests") else 1000,
         most_waiting=2 if tight and tape.plan.chance(0.5, "few waiting") else 1000,
         canary=tape.plan.chance(0.3, "canary"),
+        old=(_frontend(tape, shape),) if tape.plan.chance(0.15, "old protocol") else (),
         kv_warm=not tape.plan.chance(0.1, "cold"),
         secret="a shared secret" if tape.plan.chance(0.25, "secret") else "",
     )

@@ -11,6 +11,8 @@ import signal
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.drain import Drain
@@ -19,6 +21,7 @@ from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Fired, Life, Residue
 from holdfast.sim.watching import Watching, replace
 from holdfast.sim.workload import MODEL
+from holdfast.wire.frames import OLDEST_VERSION
 from holdfast.worker.process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -230,6 +233,10 @@ class FrontendProcess(SimProcess):
             wall=self.host.wall,
             read_text=read_text,
         )
+        if self.name in cluster.plan.old and self.life.incarnation == 1:
+            pool = self.assembled.pool
+            pool.settings = msgspec.structs.replace(pool.settings, versions=(OLDEST_VERSION, OLDEST_VERSION))
+            cluster.history.see("old protocol")
         services = self.assembled.services
         self.watching = Watching(
             self.name,
