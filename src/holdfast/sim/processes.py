@@ -190,13 +190,14 @@ class WorkerHost(SimProcess):
         """Return what it holds."""
         host = self.worker.host
         load = self.engine.load()
+        canaries = len(self.engine.open) - self.live
         return Residue(
             self.name,
             host.leases.sums(),
-            {"kv blocks held": float(self.engine.load().kv_used_blocks if not load.running else 0)},
+            {"kv blocks held": float(load.kv_used_blocks if not load.running else 0)},
             host.in_flight,
-            load.running + load.waiting,
-            self.worker.server.open_streams,
+            load.running + load.waiting - canaries,
+            self.worker.server.open_streams - canaries,
         )
 
 

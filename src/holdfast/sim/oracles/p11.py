@@ -7,7 +7,7 @@ time, within `SILENCE` after the disturbance: a worker gives up a caller from wh
 connection that breaks takes its streams with it at once. A worker that died has let go; so has an engine whose
 frontend died, within `SILENCE`.
 
-At the end of the universe no engine has anything in hand (canaries included).
+At the end of the universe no engine has anything in hand (its own canaries aside).
 """
 
 from __future__ import annotations
