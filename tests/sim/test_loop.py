@@ -202,8 +202,24 @@ def test_what_spins_is_stopped() -> None:
             asyncio.get_running_loop().call_soon(spin)
 
         world.boot("a").post(spin)
-        with pytest.raises(Runaway, match="over the budget"):
+        with pytest.raises(Runaway, match="over the budget of 5000"):
             world.run()
+
+
+def test_what_spins_without_letting_time_pass_is_stopped_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("holdfast.sim.loop.MAX_PER_INSTANT", 1_000)
+    with universe() as world:
+
+        async def work() -> None:
+            for _ in range(5_000):
+                await asyncio.sleep(0.001)
+            for _ in range(10**9):
+                await asyncio.sleep(0)
+
+        world.boot("a").spawn(work(), "work")
+        with pytest.raises(Runaway, match="at one instant; a is about to run task a/work"):
+            world.run()
+        assert world.now() == pytest.approx(5.0)
 
 
 def test_run_says_why_it_came_back() -> None:

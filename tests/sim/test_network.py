@@ -324,9 +324,9 @@ def test_an_idle_connection_to_a_restarted_machine_breaks_when_it_is_used() -> N
         assert isinstance(pair.near.error, ConnectionResetError)
 
 
-async def connects(pair: Pair, timeout: float = 3.0) -> str:
+async def connects(pair: Pair, patience: float = 3.0) -> str:
     try:
-        await pair.dial(timeout)
+        await pair.dial(patience)
     except CannotConnect as error:
         return error.message
     return "connected"

@@ -84,9 +84,9 @@ class Pair:
     async def listen(self) -> None:
         await self.world.network.transport(self.far_host).listen(self.far_host.address, self.port, self._accept)
 
-    async def dial(self, timeout: float = 5.0) -> None:
+    async def dial(self, patience: float = 5.0) -> None:
         transport = self.world.network.transport(self.near_host)
-        await transport.connect(f"{self.far_host.address}:{self.port}", lambda: self.near, timeout)
+        await transport.connect(f"{self.far_host.address}:{self.port}", lambda: self.near, patience)
 
     def connect(self) -> Pair:
         done(self.world, self.far_host.spawn(self.listen(), "listen"))

@@ -36,6 +36,8 @@ MAX_CALLBACKS = 20_000_000
 EXECUTOR_SECONDS = 2e-3
 """A function that is given to the thread pool is through within this."""
 EXECUTOR_STEPS = 256
+MAX_PER_INSTANT = 200_000
+"""More callbacks than this without any time passing: something spins."""
 MANY_CANCELLED = 256
 DROP_ROUNDS = 8
 """How often `close` looks for tasks that dropping others has made."""
@@ -64,8 +66,8 @@ class SimLoop(DoorlessLoop):
         self.escape: Escape | None = None
         """Set by the guard; ends the run."""
         self.budget = max_callbacks
+        self._stop_at = min(MAX_PER_INSTANT, max_callbacks)
         self.events = Digest()
-        """Of everything that happens."""
         self.trace: list[tuple[float, str, str]] | None = None
         """When a list: receives time, host and name of every callback."""
         self._choose = schedule.choose
@@ -82,8 +84,6 @@ class SimLoop(DoorlessLoop):
         self._next_collection = COLLECT_EVERY
         self._fatal: BaseException | None = None
         self.set_exception_handler(self._note_failure)
-
-    # -- time and callbacks ----------------------------------------------------------------------------
 
     def time(self) -> float:
         """Return virtual seconds."""
@@ -183,8 +183,6 @@ class SimLoop(DoorlessLoop):
         finally:
             asyncio._set_running_loop(self)
 
-    # -- running ---------------------------------------------------------------------------------------
-
     def run(self, until: Callable[[], bool] | None = None, limit_s: float = 3600.0) -> bool:
         """Run until the condition holds, nothing is left to do, or so much virtual time has passed.
 
@@ -249,7 +247,7 @@ class SimLoop(DoorlessLoop):
             self._runnable.append(lane)
         else:
             lane.queued = False
-        if self.escape is not None or self.callbacks > self.budget or self._fatal is not None:
+        if self.escape is not None or self.callbacks > self._stop_at or self._fatal is not None:
             self._raise_what_ends_it()
 
     def _wake_at(self, lane: Lane, when: float) -> None:
@@ -277,6 +275,7 @@ class SimLoop(DoorlessLoop):
             return False
         if when > self.now:
             self.now = when
+            self._stop_at = min(self.callbacks + MAX_PER_INSTANT, self.budget)
         self._make_ready(heap)
         return True
 
@@ -352,8 +351,9 @@ class SimLoop(DoorlessLoop):
             raise error
         busy = self._runnable[0] if self._runnable else self.world
         next_up = describe(busy.ready[0]._callback) if busy.ready else "nothing"
+        limit = f"the budget of {self.budget}" if self.callbacks > self.budget else f"{MAX_PER_INSTANT} at one instant"
         raise Runaway(
-            f"{self.callbacks} callbacks at virtual second {self.now - START:.3f}: over the budget of {self.budget}; "
+            f"{self.callbacks} callbacks at virtual second {self.now - START:.3f}: over {limit}; "
             f"{busy.label} is about to run {next_up}"
         )
 

@@ -311,13 +311,15 @@ class SimStream(asyncio.Transport):
         self.incoming.popleft()
         if not self.protocol.eof_received():
             self.close()
+        self.arm()  # a reset may follow, for what we wrote and the peer will not read
 
     def _look_for_reset(self) -> None:
         """A process that does not read still learns that the connection is gone, when it writes."""
         for arrival, piece in self.incoming:
             if piece is RST:
                 if arrival > self._horizon():
-                    self._look_at(arrival)
+                    if self.peer.way.open:
+                        self._look_at(arrival)
                 elif self._waiting or self._closing:
                     self.broken(ConnectionResetError(104, "Connection reset by peer"))
                 return
