@@ -14,9 +14,7 @@ from typing import Any
 
 from holdfast.base.errors import EngineFailed, HoldfastError, UnsupportedFeature
 from holdfast.base.ids import SequenceKey
-from holdfast.base.limits import TOP_LOGPROBS
 from holdfast.engines.contract import (
-    Capabilities,
     DeathSink,
     Engine,
     EngineInfo,
@@ -33,6 +31,7 @@ from holdfast.engines.mock import misbehaviour
 from holdfast.engines.mock.cache import BlockPool
 from holdfast.engines.mock.config import MockConfig
 from holdfast.engines.mock.directives import NONE, directives_of
+from holdfast.engines.mock.info import engine_info
 from holdfast.engines.mock.misbehaviour import StandingOrders, read_order
 from holdfast.engines.mock.profiles import PROFILES, applied
 from holdfast.engines.mock.scheduler import Batch, Scheduler
@@ -44,7 +43,6 @@ from holdfast.kv.events import KvEvent
 
 log = logging.getLogger(__name__)
 
-VERSION = "1"
 _LOADING_STEPS = 20
 
 
@@ -99,7 +97,7 @@ class MockEngine(Engine):
             await asyncio.sleep(self.config.warmup_seconds)
         self._phase, self._silent = "idle", 0.0
         on_load("ready", 1.0)
-        return self._info()
+        return engine_info(self.config, self._vocabulary)
 
     def submit(self, key: SequenceKey, request: GenerateRequest) -> None:
         """Queue a sequence; see `Engine.submit`."""
@@ -389,33 +387,3 @@ class MockEngine(Engine):
         self._batch = None
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting]:
             self._scheduler.remove(sequence)
-
-    # what it says about itself
-
-    def _info(self) -> EngineInfo:
-        config = self.config
-        return EngineInfo(
-            engine="mock",
-            version=VERSION,
-            model=config.model_name,
-            context_length=config.context_length,
-            block_size=config.block_size,
-            total_kv_blocks=config.num_blocks,
-            max_num_seqs=config.max_num_seqs,
-            max_num_batched_tokens=config.max_num_batched_tokens,
-            eos_token_ids=self._vocabulary.eos_ids,
-            vocab_size=self._vocabulary.size,
-            fingerprint=f"mock-{VERSION}-{config.eos_chance}",
-            capabilities=Capabilities(
-                continuation="exact",
-                progress="step",
-                position_keyed_seed=True,
-                max_logprobs=TOP_LOGPROBS,
-                guided=("json_object", "json_schema", "choice"),
-                logit_bias=True,
-                penalties=True,
-                prefix_cache=config.prefix_caching,
-                kv_events=config.kv_events and config.prefix_caching,
-            ),
-            files=self._vocabulary.files,
-        )
