@@ -125,27 +125,27 @@ def events(
 ) -> tuple[Events, list[tuple[bool, int, array[int]]]]:
     """Return the same events for `PrefixIndex.apply` and for single calls; up to four workers hold a prompt.
 
-    Who has all of a prompt evicts a fifth of it, from the end.
+    As engines do: only what a worker does not hold yet is stored, in pieces; who has all of a prompt evicts a fifth of
+    it, from the end.
     """
     rows, hashes = array("Q"), array("Q")
     singles: list[tuple[bool, int, array[int]]] = []
-    seen: dict[tuple[int, int], int] = {}
-    stored = 0
+    held: list[set[int]] = [set() for _ in range(slots)]
     holders = [[rng.randrange(slots) for _ in range(4)] for _ in pool]
+    stored = 0
     while stored < blocks:
         number = rng.randrange(len(pool))
         slot = rng.choice(holders[number])
-        prompt, at = pool[number], seen.get((number, slot), 0)
-        part = prompt[at : at + rng.randrange(CHUNK, 20 * CHUNK)]
-        if not part:
-            part = prompt[: -len(prompt) // 5 - 1 : -1]
-            seen[number, slot] = len(prompt) - len(part)
-            singles.append((False, slot, part))
-        else:
-            seen[number, slot] = at + len(part)
-            singles.append((True, slot, part))
+        missing = [key for key in pool[number] if key not in held[slot]][: rng.randrange(CHUNK, 20 * CHUNK)]
+        if missing:
+            part = array("Q", missing)
+            held[slot].update(part)
             stored += len(part)
-        rows.extend((STORED if singles[-1][0] else REMOVED, slot, 0, len(part)))
+        else:
+            part = pool[number][: -len(pool[number]) // 5 - 1 : -1]
+            held[slot].difference_update(part)
+        singles.append((bool(missing), slot, part))
+        rows.extend((STORED if missing else REMOVED, slot, 0, len(part)))
         hashes.extend(part)
     return (rows, hashes), singles
 

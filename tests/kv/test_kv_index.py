@@ -241,6 +241,16 @@ def test_a_prompt_larger_than_the_limit_keeps_its_beginning_when_asked_for(use):
     assert index.blocks <= 100
 
 
+def test_a_match_that_turns_the_generations_twice_revives_only_what_passed_its_time_once(use):
+    index = new_index(limit=8, use=use)
+    index.apply_stored(0, DEVICE, keys(1, 2, 3, 4))
+    index.apply_stored(0, DEVICE, keys(11, 12, 13, 14))
+    assert index.lookup(keys(14, 3, 2, 13, 12, 11, 1)).of(0) == (7, 0, 0)
+    index.sweep()
+    assert sorted(index.snapshot(0)[0]) == [1, 2, 11, 12, 13, 14]
+    assert index.counts(0).forgotten == 2
+
+
 @pytest.mark.parametrize("limit", [-1, 1])
 def test_a_limit_too_small_is_refused(use, limit):
     with pytest.raises((ValueError, OverflowError)):

@@ -157,8 +157,9 @@ typedef struct {
   u64 hash[BATCH];
 } walk;
 
-static inline void walk_start(walk *w, const u64 *keys, size_t count) {
-  w->keys = keys, w->count = count, w->at = w->batch_begin = w->batch_end = 0, w->last = NONE, w->step = 1;
+/* `step`: how far to look ahead at first; it doubles as long as neighbours do not help. */
+static inline void walk_start(walk *w, const u64 *keys, size_t count, u32 step) {
+  w->keys = keys, w->count = count, w->at = w->batch_begin = w->batch_end = 0, w->last = NONE, w->step = step;
 }
 
 static void walk_batch(entries *t, walk *w) {

@@ -230,7 +230,7 @@ static int index_store(index_t *x, u32 slot, u32 tier, const u64 *keys, size_t c
   u32 column = column_for(x, slot, tier);
   if (column == NONE) return -1;
   walk w;
-  walk_start(&w, keys, count);
+  walk_start(&w, keys, count, BATCH);
   while (w.at < count) {
     u64 key = keys[w.at], hash = 0;
     u32 e = walk_next(&x->entries, &w, &hash);
@@ -257,7 +257,7 @@ static int index_remove(index_t *x, u32 slot, u32 tier, const u64 *keys, size_t 
   if (slots_reserve(x, slot)) return -1;
   u32 column = x->slots[slot].column[tier];
   walk w;
-  walk_start(&w, keys, count);
+  walk_start(&w, keys, count, BATCH);
   while (w.at < count) {
     u64 key = keys[w.at], hash;
     u32 e = walk_next(&x->entries, &w, &hash);
@@ -377,7 +377,7 @@ static int find_run(index_t *x, const u64 *keys, size_t count, u32 *rows) {
   if (!count || !x->slot_count) return 0;
   if (trail_reserve(x, count)) return -1;
   walk w;
-  walk_start(&w, keys, count);
+  walk_start(&w, keys, count, 1);
   u64 hash;
   u32 e = walk_next(&x->entries, &w, &hash), current = set_at(x, e), at = 0;
   u64 any = current ? run_start(x, current) : 0;
@@ -409,7 +409,7 @@ static int find_anywhere(index_t *x, const u64 *keys, size_t count, u32 *rows) {
   if (!count || !x->slot_count) return 0;
   if (trail_reserve(x, count)) return -1;
   walk w;
-  walk_start(&w, keys, count);
+  walk_start(&w, keys, count, 1);
   u32 current = 0, times = 0;
   size_t found = 0;
   while (w.at < count) {
