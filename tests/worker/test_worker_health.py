@@ -19,12 +19,14 @@ import pytest
 from holdfast.base.errors import DeadlineExceeded, EngineFailed
 from holdfast.engines.contract import SequenceStep
 from holdfast.engines.mock import MockConfig, MockEngine
+from holdfast.engines.mock.ranks import make_mock
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.local.ports import free_port
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
 from holdfast.runtime.readmission import CANARY_ENDPOINT, CanaryVerdict
 from holdfast.runtime.shutdown import EXIT_ENGINE_DIED
 from holdfast.worker.config import WorkerConfig
+from holdfast.worker.host import SEATS_FACTOR
 from holdfast.worker.process import WorkerProcess
 from tests.engines.mock.mockrun import request
 from tests.patience import within
@@ -335,6 +337,14 @@ async def test_a_caller_may_ask_for_a_canary_and_all_share_one() -> None:
         assert {answer.usable for answer in answers} == {True}
         assert worker.vitals.canary.results["good"] == sent + 1, "at most one a second, whoever asks"
         assert answers[0].tokens == 1
+
+
+async def test_health_shows_the_load_of_each_rank() -> None:
+    async with running(worker := a_worker(make_mock(MockConfig(step_ms=1.0, num_blocks=64, data_parallel_size=2)))):
+        load = (await ask(worker.vitals.status.address, "/health"))[1]["load"]
+        assert load["kv_total_blocks"] == 128
+        assert [rank["kv_total_blocks"] for rank in load["ranks"]] == [64, 64]
+        assert worker.host.limit == 2 * MockConfig().max_num_seqs * SEATS_FACTOR, "seats are per rank"
 
 
 async def test_a_hung_engine_is_told_to_whoever_asks() -> None:

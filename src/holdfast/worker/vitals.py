@@ -181,7 +181,7 @@ class Vitals:
             "state": self.state,
             "instance": self._instance,
             "progress": msgspec.structs.asdict(progress),
-            "load": msgspec.structs.asdict(load),
+            "load": {**msgspec.structs.asdict(load), "ranks": [msgspec.structs.asdict(rank) for rank in load.ranks]},
         }
 
     def _verdict_changed(self, verdict: Verdict) -> None:
