@@ -156,6 +156,13 @@ def suspects_never_return(patch: Patch) -> None:
     patch.setattr(FailureDetector, "_judge_return", lambda self, instance, watched, delay, at: None)
 
 
+def a_workers_fault_is_final(patch: Patch) -> None:
+    def planted(history: object, failure: object, **_: object) -> Verdict:
+        return Verdict(failure.error)  # type: ignore[attr-defined]
+
+    patch.setattr(driver, "judge", planted)
+
+
 CRASHES = Shape(only=("crash", "reset"), faults=4)
 FREEZES = Shape(only=("freeze",), faults=5)
 PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
@@ -172,6 +179,7 @@ PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
     ("P11", cancels_do_not_reach_the_engine, CRASHES),
     ("P12", unknown_is_taken_for_dead, Shape(only=("discovery-outage",), faults=2)),
     ("P13", suspects_never_return, FREEZES),
+    ("kept", a_workers_fault_is_final, CRASHES),
 ]
 
 

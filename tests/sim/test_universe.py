@@ -28,8 +28,9 @@ def test_a_universe_repeats_itself(seed: int) -> None:
     first, again = run_universe(seed), run_universe(seed)
     assert again.digest == first.digest
     assert again.log == first.log
-    scripted = run_universe(0, script=first.choices)
-    assert scripted.plan == first.plan
+    scripted = run_universe(seed, script=first.choices)
+    assert scripted.digest == first.digest
+    assert run_universe(0, script=first.choices).plan == first.plan
 
 
 def test_a_plan_can_be_written_down_and_read_back() -> None:

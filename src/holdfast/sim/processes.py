@@ -196,8 +196,8 @@ class WorkerHost(SimProcess):
             host.leases.sums(),
             {"kv blocks held": float(load.kv_used_blocks if not load.running else 0)},
             host.in_flight,
-            load.running + load.waiting - canaries,
-            self.worker.server.open_streams - canaries,
+            max(0, load.running + load.waiting - canaries),
+            max(0, self.worker.server.open_streams - canaries),
         )
 
 
