@@ -144,7 +144,7 @@ static inline int sweep_due(const index_t *x) { return x->retired_count || stale
 
 /* Visits up to `budget` entries; returns whether more is left to give back. */
 static int index_sweep(index_t *x, u64 budget) {
-  while (sweep_due(x)) {
+  for (int pass = 0; pass < 3 && sweep_due(x); pass++) { /* one under way, a whole one, one to spare */
     if (x->pass_at == x->pass_end)
       x->pass_at = 0, x->pass_end = x->entries.top, x->retired_before_pass = x->retired_count;
     for (; x->pass_at < x->pass_end && budget; x->pass_at++, budget--) {
@@ -159,7 +159,7 @@ static int index_sweep(index_t *x, u64 budget) {
     memmove(x->retired, x->retired + x->retired_before_pass, x->retired_count * 4ULL);
     x->retired_before_pass = 0;
   }
-  return 0;
+  return sweep_due(x);
 }
 
 static void index_retire(index_t *x, u32 slot, u32 tier) {
