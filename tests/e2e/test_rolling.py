@@ -25,7 +25,7 @@ from holdfast.local.rolling import RestartStopped
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_FINISHED, EXIT_HANDED_OVER
 from tests.e2e.asking import streaming
-from tests.e2e.load import load
+from tests.e2e.load import Load, load
 from tests.e2e.support import AT_ONCE, MOCK, Cluster, cluster
 from tests.e2e.truth import Ask, check
 from tests.patience import within
@@ -344,14 +344,21 @@ async def test_kubernetes_sequence(tmp_path: Path) -> None:
             for name in ("worker-0", "frontend-0"):
                 slot = up.local.supervisor.slots[name]
                 pid = slot.pid
-                answered, began = seen.answered, loop.time()
+                answered = seen.answered
                 await asyncio.sleep(pre_stop)
-                assert seen.answered > answered, "nobody has been told to leave yet"
+                await up.until(
+                    lambda before=answered: more_than(seen, before), within(5)
+                )  # nobody is told to leave yet
+                began = loop.time() - pre_stop
                 up.local.kill(name, signal.SIGTERM)
                 await up.until(lambda slot=slot, pid=pid: replaced(slot, pid), period - pre_stop)
                 assert loop.time() - began < period
                 await up.local.until_ready(60)
         assert seen.failed == []
+
+
+async def more_than(seen: Load, answered: int) -> bool:
+    return seen.answered > answered
 
 
 async def replaced(slot: Any, pid: int | None) -> bool:
