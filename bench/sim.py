@@ -118,7 +118,7 @@ def bare_callbacks(world: World) -> None:
             world.loop.call_soon(chain, left - 1)
 
     for number in range(10):
-        world.boot(f"h{number}").post(chain, 20_000)
+        world.boot(f"h{number}").post(chain, 18_000)
 
 
 def bare_sleeps(world: World) -> None:
