@@ -402,6 +402,23 @@ async def test_a_worker_that_greets_with_draining_gets_nothing():
 
 
 @virtual
+async def test_a_late_word_that_the_old_start_has_left_does_not_touch_the_new_one():
+    async with Fleet() as fleet:
+        old = await fleet.add("a")
+        await fleet.until(lambda: fleet.usable() == ["a"])
+        fleet.hosts["a:1"] = Host("a", 2)  # the same slot and address, before discovery tells of it
+        old.crash()
+        await fleet.until(lambda: fleet.usable() == ["a"])
+        assert fleet.pool.worker("a").epoch == 2
+        await fleet.owner.withdraw("a")
+        await asyncio.sleep(1.0)
+        assert fleet.usable() == ["a"]
+        await fleet.owner.publish(a_record("a", 2, address="a:1"))
+        await asyncio.sleep(100.0)
+        assert fleet.usable() == ["a"]
+
+
+@virtual
 async def test_unlisted_but_answering_is_used_for_a_bounded_time():
     async with Fleet() as fleet:
         await fleet.add("a")

@@ -290,7 +290,10 @@ class WorkerPool:
         self._connector.ensure(worker)
 
     def _unlist(self, record: InstanceRecord, event: DiscoveryEvent) -> None:
-        """Removed from discovery: on purpose it leaves; otherwise what still answers is kept for a while."""
+        """Removed from discovery: on purpose it leaves; otherwise what still answers is kept for a while.
+
+        So is a new start that is connected already, when discovery only now tells that the one before it has left.
+        """
         if record.component == SUPERVISOR:
             self._departures.supervisor_left(record)
             self._notices.wake()
@@ -303,7 +306,7 @@ class WorkerPool:
         if worker.link is None or not worker.link.connected:
             log.info("worker %s left discovery (%s)", worker.instance, event.reason)
             self._forget(worker, purposeful=event.purposeful)
-        elif event.purposeful or worker.draining:
+        elif (event.purposeful and record.epoch == worker.epoch) or worker.draining:
             self._retire(worker, purposeful=event.purposeful)
         else:
             worker.unlisted_until = self._clock() + self.settings.unlisted
