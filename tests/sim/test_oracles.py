@@ -163,6 +163,20 @@ def a_workers_fault_is_final(patch: Patch) -> None:
     patch.setattr(driver, "judge", planted)
 
 
+def a_late_word_about_the_old_start_retires_the_new_one(patch: Patch) -> None:
+    unlist = WorkerPool._unlist
+
+    def planted(self: WorkerPool, record: object, event: object) -> None:
+        worker = self._workers.get(record.instance)  # type: ignore[attr-defined]
+        if worker is not None and worker.link is not None:
+            worker.listed = False
+            self._retire(worker, purposeful=True)
+            return
+        unlist(self, record, event)  # type: ignore[arg-type]
+
+    patch.setattr(WorkerPool, "_unlist", planted)
+
+
 CRASHES = Shape(only=("crash", "reset"), faults=4)
 FREEZES = Shape(only=("freeze",), faults=5)
 PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
@@ -175,6 +189,11 @@ PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
     ("P6", accepted_work_is_refused, CRASHES),
     ("P7", the_budget_refuses_first_moves, CRASHES),
     ("P8", draining_is_not_heeded, Shape(only=("terminate",), faults=4)),
+    (
+        "P9",
+        a_late_word_about_the_old_start_retires_the_new_one,
+        Shape(only=("rolling-restart",), faults=2, more_faults=0),
+    ),
     ("P10", the_breaker_is_fed_by_callers_mistakes, CRASHES),
     ("P11", cancels_do_not_reach_the_engine, CRASHES),
     ("P12", unknown_is_taken_for_dead, Shape(only=("discovery-outage",), faults=2)),

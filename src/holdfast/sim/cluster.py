@@ -61,13 +61,20 @@ class SimCluster:
         self._back_after: dict[str, float] = {}
         self._incarnations: dict[str, int] = {}
         self.exchanges: list[Exchange] = []
+        self.rolling = False
+        """A rolling restart is under way."""
 
     # -- life ------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start every process."""
-        for name in (*worker_names(self.plan.shape), *frontend_names(self.plan.shape)):
+        for name in self.names:
             self.boot(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all processes, workers first."""
+        return (*worker_names(self.plan.shape), *frontend_names(self.plan.shape))
 
     def boot(self, name: str) -> None:
         """Start a process, unless it runs."""

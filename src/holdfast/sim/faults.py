@@ -148,6 +148,10 @@ class Overload(Fault, tag="overload", frozen=True, kw_only=True):
     times: int = 12
 
 
+class RollingRestart(Fault, tag="rolling-restart", frozen=True, kw_only=True):
+    """All processes of the role ``target`` (``worker`` or ``frontend``) are replaced, one after the other."""
+
+
 class KillerPrompt(Fault, tag="killer-prompt", frozen=True, kw_only=True):
     """A request arrives that kills every worker that computes its prompt."""
 
@@ -175,6 +179,7 @@ AnyFault: TypeAlias = (
     | WallJump
     | Overload
     | KillerPrompt
+    | RollingRestart
 )
 PATIENCE = 2.0
 """Seconds that a fault waits for its moment; then it strikes all the same."""

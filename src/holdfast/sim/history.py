@@ -192,6 +192,16 @@ class View(msgspec.Struct, frozen=True):
     state: str = ""
 
 
+class Routable(msgspec.Struct, frozen=True):
+    """How many workers a frontend could use at one moment of a rolling restart."""
+
+    at: float
+    frontend: str
+    ready: float
+    """When this frontend came into service."""
+    usable: int
+
+
 class History(msgspec.Struct):
     """See the module."""
 
@@ -206,6 +216,9 @@ class History(msgspec.Struct):
     """Seen while it happened."""
     residues: list[Residue] = []
     views: list[View] = []
+    routable: list[Routable] = []
+    rollouts: list[tuple[float, float]] = []
+    """When rolling restarts began and ended."""
     began: float = 0.0
     healed: float = 0.0
     """When the last fault was over."""

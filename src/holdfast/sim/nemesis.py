@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from holdfast.local.rolling import Role
 from holdfast.sim import faults as f
 from holdfast.sim.cluster import SimCluster
 from holdfast.sim.faults import PATIENCE, AnyFault, Moment
 from holdfast.sim.history import Fired
 from holdfast.sim.loop import START
+from holdfast.sim.rollout import roll
 from holdfast.sim.workload import Workload
 
 _HURRY = 0.2
@@ -205,6 +207,22 @@ class Nemesis:
             return False
         process.host.wall_offset += fault.seconds
         return True
+
+    def _rolling_restart(self, fault: f.RollingRestart) -> bool:
+        cluster = self._cluster
+        if cluster.rolling:
+            return False  # a supervisor does one after the other
+        cluster.rolling = True
+        self._pending += 1
+        self._world.spawn(self._roll("frontend" if fault.target == "frontend" else "worker"), "rolling restart")
+        return True
+
+    async def _roll(self, role: Role) -> None:
+        try:
+            await roll(self._cluster, role)
+        finally:
+            self._cluster.rolling = False
+            self._pending -= 1
 
     def _killer_prompt(self, fault: f.KillerPrompt) -> bool:
         del fault

@@ -131,7 +131,7 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
         "engine-miscount", "out-of-memory",
     ),
     "network": ("reset", "partition", "delay", "partition", "crash"),
-    "rollout": ("terminate", "terminate", "terminate", "crash"),
+    "rollout": ("rolling-restart", "rolling-restart", "rolling-restart", "terminate", "crash", "engine-error"),
     "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
     "overload": ("overload", "overload", "crash", "freeze", "engine-refuse", "terminate", "killer-prompt"),
 }  # fmt: skip
@@ -293,6 +293,11 @@ def _killer(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
     return f.KillerPrompt(at=at)
 
 
+def _rolling(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
+    del shape, moment
+    return f.RollingRestart(at=at, target="frontend" if tape.plan.chance(0.25, "frontends") else "worker")
+
+
 _MAKERS: dict[str, Maker] = {
     "crash": _crash,
     "power-loss": _power_loss,
@@ -316,4 +321,5 @@ _MAKERS: dict[str, Maker] = {
     "wall-jump": _wall_jump,
     "overload": _overload,
     "killer-prompt": _killer,
+    "rolling-restart": _rolling,
 }

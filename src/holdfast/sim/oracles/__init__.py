@@ -1,8 +1,7 @@
 """The promises P1 to P13 as questions to a history: one module each, which says what it asserts and how exactly.
 
-P9 (rollouts keep a floor of routable workers) is the supervisor's and has no module here; P10 (a caller's mistake never
-counts against a worker) is checked while it happens (`sim.watching`). Must never look at anything but the history
-and the plan.
+P10 (a caller's mistake never counts against a worker) is checked while it happens (`sim.watching`). Must never look
+at anything but the history and the plan.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from holdfast.sim.history import History, Violation
-from holdfast.sim.oracles import kept, p01, p02, p03, p04, p05, p06, p07, p08, p11, p12, p13
+from holdfast.sim.oracles import kept, p01, p02, p03, p04, p05, p06, p07, p08, p09, p11, p12, p13
 from holdfast.sim.oracles.facts import Facts, facts_of
 from holdfast.sim.plan import Plan
 
@@ -24,6 +23,7 @@ ORACLES: dict[str, Oracle] = {
     "P6": p06.check,
     "P7": p07.check,
     "P8": p08.check,
+    "P9": p09.check,
     "P11": p11.check,
     "P12": p12.check,
     "P13": p13.check,

@@ -15,6 +15,7 @@ from holdfast.sim.plan import Plan
 
 UNFAIR = frozenset({
     "freeze", "slow", "partition", "delay", "power-loss", "crash", "terminate", "reset", "out-of-memory",
+    "rolling-restart",
 })  # fmt: skip
 """Faults after which a frontend and a worker may need a while to hear each other."""
 

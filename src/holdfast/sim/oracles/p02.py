@@ -63,8 +63,8 @@ def _wrong(facts: Facts, call: Call, answer: Answer) -> Iterator[str]:
 def _excused(facts: Facts, call: Call) -> bool:
     """Whether there was nobody left to answer, or nobody to take it."""
     for life in facts.history.lives:
-        over = life.ended or life.draining
-        if life.name == call.frontend and over and life.started <= call.ended and over <= call.ended:
+        over = min(life.ended or call.ended + 1, life.draining or call.ended + 1)
+        if life.name == call.frontend and life.started <= call.ended and over <= call.ended:
             return True
     ending = facts.endings.get((call.name, 0))
     stalled = ending is not None and ending.code == "client_stalled"
