@@ -9,6 +9,7 @@ import pytest
 
 from holdfast.base.errors import InvalidRequest
 from holdfast.frontend.answers import Answer, StreamedAnswer
+from holdfast.local.rolling import Rolling
 from holdfast.openai.encode import DONE
 from holdfast.requests import driver
 from holdfast.requests.attempt import Attempt
@@ -163,18 +164,11 @@ def a_workers_fault_is_final(patch: Patch) -> None:
     patch.setattr(driver, "judge", planted)
 
 
-def a_late_word_about_the_old_start_retires_the_new_one(patch: Patch) -> None:
-    unlist = WorkerPool._unlist
+def a_rollout_waits_for_nobody(patch: Patch) -> None:
+    async def planted(self: Rolling, condition: object, name: str, when: str) -> None:
+        return
 
-    def planted(self: WorkerPool, record: object, event: object) -> None:
-        worker = self._workers.get(record.instance)  # type: ignore[attr-defined]
-        if worker is not None and worker.link is not None:
-            worker.listed = False
-            self._retire(worker, purposeful=True)
-            return
-        unlist(self, record, event)  # type: ignore[arg-type]
-
-    patch.setattr(WorkerPool, "_unlist", planted)
+    patch.setattr(Rolling, "_until", planted)
 
 
 CRASHES = Shape(only=("crash", "reset"), faults=4)
@@ -191,7 +185,7 @@ PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
     ("P8", draining_is_not_heeded, Shape(only=("terminate",), faults=4)),
     (
         "P9",
-        a_late_word_about_the_old_start_retires_the_new_one,
+        a_rollout_waits_for_nobody,
         Shape(only=("rolling-restart",), faults=2, more_faults=0),
     ),
     ("P10", the_breaker_is_fed_by_callers_mistakes, CRASHES),
