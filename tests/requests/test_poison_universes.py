@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from holdfast.base.errors import PoisonRequest
 from holdfast.requests.placement import TRIAL_PATIENCE
-from tests.requests.fakes import Client, Fleet
-from tests.requests.machine import KillsAt, Machine, machines
-from tests.requests.test_poison_streams import KILLER, at_prefill, at_token, each_time_after, lost
+from tests.requests.fakes import Client, FakeStream, Fleet
+from tests.requests.machine import KillsAt, Machine
+from tests.requests.test_poison_streams import KILLER, at_prefill, at_token, each_time_after, is_killer, lost
 from tests.support.virtual_time import virtual
 
 SEEDS = 60
@@ -85,17 +85,30 @@ class Lived:
         return deaths * (TRIAL_PATIENCE + (one.restart_after or 0.0) + queue)
 
 
-def live(one: Universe, kills: KillsAt) -> Lived:
+class Mute(Machine):
+    """It dies of the killer's first attempt with the word unsent that it accepted it."""
+
+    def _arrived(self, stream: FakeStream) -> None:
+        if is_killer(stream) and stream.request.attempt == 1 and not stream.over:
+            self.die()
+        else:
+            super()._arrived(stream)
+
+
+def live(one: Universe, kills: KillsAt, kind: type[Machine] = Machine) -> Lived:
     @virtual
     async def play() -> Lived:
         fleet = Fleet(workers=one.workers)
-        all_machines = machines(
-            fleet,
-            kills=kills,
-            restart_after=one.restart_after,
-            prefill_batch=one.prefill_batch,
-            accept_delay=one.accept_delay,
-        )
+        all_machines = [
+            kind(
+                worker,
+                kills=kills,
+                restart_after=one.restart_after,
+                prefill_batch=one.prefill_batch,
+                accept_delay=one.accept_delay,
+            )
+            for worker in fleet.workers
+        ]
         for machine in all_machines:
             machine.step = one.step
         loop = asyncio.get_running_loop()
@@ -124,3 +137,11 @@ def test_a_killer_of_the_prompt_costs_two_workers_in_every_universe(tenth: int) 
 def test_a_killer_that_waits_costs_three_workers_in_every_universe(kills: KillsAt) -> None:
     for seed in range(1000, 1000 + SEEDS // 10):
         live(universe(seed, patient=True), kills).check(deaths=3)
+
+
+def test_a_killer_that_was_not_accepted_the_first_time_costs_two_workers_if_others_were() -> None:
+    for seed in range(2000, 2000 + SEEDS // 6):
+        one = universe(seed, patient=True)
+        joins = one.accept_delay + 5 * one.step
+        late = replace(one, starts=(*[0.0] * (STREAMS - 1), joins), killer_at=STREAMS - 1)
+        live(late, at_prefill, Mute).check(deaths=2)
