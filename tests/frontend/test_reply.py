@@ -92,7 +92,8 @@ async def test_stalled_client_is_cancelled(tokens: int) -> None:
             await one.at_rest()
             await until(lambda: not one.server.server_state.connections)
         assert one.count("dynamo_frontend_requests_total", status="success") == 0
-        assert one.count("dynamo_frontend_requests_total", error_type="cancelled") == 1
+        assert one.count("dynamo_frontend_requests_total", error_type="client_stalled") == 1
+        assert one.count("dynamo_frontend_model_cancellation_total") == 1
 
 
 async def test_client_that_stalls_over_the_last_bytes_is_dropped() -> None:

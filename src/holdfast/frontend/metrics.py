@@ -21,6 +21,8 @@ from holdfast.telemetry.series import TICKS_PER_SECOND
 
 KNOBS_SHOWN = 64
 """Different layers and knobs of rejections; more of them share a name."""
+_LEFT = frozenset({"cancelled", "client_stalled"})
+"""Ends that are the client's doing."""
 _OUTCOMES = {"cancelled": "cancelled", "failed": "failure", "expired": "failure", "rejected": "failure"}
 
 
@@ -129,7 +131,7 @@ class FrontendMetrics:
             self.of(name).duration.observe(seconds)
             return
         self.failures.labels(error.fault, error.code).inc()
-        if word == "cancelled":
+        if word in _LEFT:
             self.cancellations.labels(model, surface, kind).inc()
         elif error.fault == "capacity":
             self.rejections.labels(model, surface).inc()
