@@ -171,7 +171,7 @@ class Workload:
         if kind == 2 and body.get("stream"):
             return Manner(leaves="tokens", after=1 + tape.choose(body["max_tokens"], "leaves at"))
         if kind == 3:
-            return Manner(reading="slowly", rate=tape.log_uniform(300, 6000, "rate"), buffer=512)
+            return Manner(reading="slowly", rate=tape.log_uniform(1_500, 20_000, "rate"), buffer=512)
         if kind == 4:
             return Manner(reading="stalls", pause=tape.log_uniform(0.2, 6.0, "pause"), buffer=256)
         return Manner()
