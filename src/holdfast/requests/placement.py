@@ -3,8 +3,8 @@
 Takes the usable workers from the pool, sets aside those that have no room or that this stream must not get, asks
 the policy. When all are full a new request queues or is rejected (`routing.admission`, `line`). When nobody is left
 the stream waits for a replacement, bounded in time and number, and at once gives up when none can come. A suspect,
-whose worker died under it before it made progress, is put on trial: one at a time per worker, so that a killer prompt
-is told from its innocent neighbours (see `docs/explanation/poison.md`).
+whose worker died under it before it made progress, is put on trial, as soon as all other victims have a worker again:
+one at a time per worker, so that a killer prompt is told from its innocent neighbours (`docs/explanation/poison.md`).
 
 Must never open a stream or judge a failure.
 """
