@@ -112,3 +112,10 @@ def test_traceparent_follows_w3c(value: bytes, valid: bool) -> None:
 def test_find_header() -> None:
     assert find_header([(b"a", b"1"), (b"authorization", b"2")], b"authorization") == b"2"
     assert find_header([], b"authorization") is None
+
+
+def test_a_tracestate_in_parts_is_one() -> None:
+    parts = [(b"tracestate", b"a=1"), (b"tracestate", b" b=2,c=3 ")]
+    assert parse_headers(parts).tracestate == "a=1,b=2,c=3"
+    assert parse_headers([(b"tracestate", b"a=1"), (b"tracestate", b"b=" + b"x" * 509)]).tracestate == "a=1"
+    assert parse_headers([(b"tracestate", b""), (b"tracestate", b"b=2")]).tracestate == "b=2"

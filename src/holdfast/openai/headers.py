@@ -57,7 +57,8 @@ class RequestHeaders(msgspec.Struct):
 
 
 def parse_headers(headers: RawHeaders, *, steering: bool = True) -> RequestHeaders:
-    """Read the headers that Holdfast understands; all others are skipped. The first of a repeated header counts.
+    """Read the headers that Holdfast understands; all others are skipped. The first of a repeated header counts;
+    a ``tracestate`` may come in parts.
 
     Args:
         headers: of one HTTP request.
@@ -75,6 +76,8 @@ def parse_headers(headers: RawHeaders, *, steering: bool = True) -> RequestHeade
         if seen is None:
             seen = {name}
         elif name in seen:
+            if name == b"tracestate":
+                found.tracestate = _joined(found.tracestate, reader[1](name, value))
             continue
         else:
             seen.add(name)
@@ -125,6 +128,12 @@ def _trace(_name: bytes, value: bytes) -> str:
 def _state(_name: bytes, value: bytes) -> str:
     """Return a ``tracestate`` of the length that W3C asks to pass on; a longer one is dropped."""
     return value.decode("latin-1").strip() if len(value) <= limits.TRACESTATE_CHARS and value.isascii() else ""
+
+
+def _joined(state: str, more: object) -> str:
+    """Return two parts of a ``tracestate`` as one (W3C Trace Context, 3.3.1); what would be too long is dropped."""
+    both = f"{state},{more}" if state and more else state or str(more)
+    return both if len(both) <= limits.TRACESTATE_CHARS else state
 
 
 def _shown(value: bytes) -> str:
