@@ -141,7 +141,10 @@ class StreamedChoice(Choice):
             self._write(self.encoder.content(escape(self.echo)))
 
     def deliver(self, tokens: list[int], logprobs: Logprobs | None) -> int:
-        """See `Output.deliver`; hot path."""
+        """See `Output.deliver`; hot path.
+
+        An event that the end follows at once waits for it, so that both leave in one write.
+        """
         if self._fast:
             table = self._table
             fragment = None
@@ -150,7 +153,13 @@ class StreamedChoice(Choice):
             if fragment is None:
                 fragment = self._fragment(tokens)
             if fragment:
-                self._say(fragment)
+                direct = self.reply.direct
+                if direct is None or not self._alone or self.stream is None or self.stream.closing:
+                    self._write(b"%b%b%b" % (self._prefix, fragment, self._suffix))
+                else:
+                    self.reply.idle_ticks = 0
+                    size = self._size + len(fragment)
+                    self._later((direct, b"%x\r\n%b%b%b\r\n" % (size, self._prefix, fragment, self._suffix)))
             return GO_ON
         deltas, used = self.push(tokens)
         if logprobs is not None:
@@ -161,17 +170,6 @@ class StreamedChoice(Choice):
             for delta in deltas:
                 self._event(delta)
         return used
-
-    def _say(self, fragment: bytes) -> None:
-        """Send a content event; hot path. What the end follows at once leaves together with it."""
-        reply = self.reply
-        direct = reply.direct
-        if direct is None or not self._alone or self.stream is None or self.stream.closing:
-            self._write(b"%b%b%b" % (self._prefix, fragment, self._suffix))
-            return
-        reply.idle_ticks = 0
-        size = self._size + len(fragment)
-        self._later((direct, b"%x\r\n%b%b%b\r\n" % (size, self._prefix, fragment, self._suffix)))
 
     def close(self, ending: Ending) -> None:
         """Bring out held text and tool calls, then the last event."""

@@ -25,6 +25,7 @@ from holdfast.frontend.prepare import Prepared, Preparer, Surface, Timing
 from holdfast.frontend.registry import ModelRegistry
 from holdfast.frontend.reply import Reply
 from holdfast.frontend.story import Stories, Story
+from holdfast.frontend.turns import Turns
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
 from holdfast.openai.mapping import token_budget
@@ -62,6 +63,7 @@ class GenerateRoute:
         self._stall = config.requests.client_stall_timeout
         self._keep_alive = KeepAlive(config.http_sse_keep_alive_interval_ms / 1000, self._stall)
         self._gate = gate
+        self._turns = Turns()
         self._in_hand = 0
         self.active: dict[RequestId, Request] = {}
         """Requests that have been started and not ended."""
@@ -134,6 +136,8 @@ class GenerateRoute:
         self._admit(scope)
         body = await self._bodies.read(receive, _content_length(scope))
         try:
+            if not self._turns.take():
+                await self._turns.wait()
             prepared = await self._preparer.prepare(surface, body)
         finally:
             self._bodies.release(body)

@@ -170,8 +170,12 @@ class HttpProtocol(Clocked):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers of chunked bodies are nobody's business."""
-        if self._in_head:
-            super().on_header(name, value)
+        if not self._in_head:
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """The head is there."""

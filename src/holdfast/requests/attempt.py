@@ -55,7 +55,7 @@ class Attempt:
         """Tokens that the worker may be ahead of the client."""
         self.refill_at = self.base + self.window // 2
         """When the client has taken so many tokens of the stream, more are allowed."""
-        self.result: asyncio.Future[HoldfastError | None] = asyncio.get_running_loop().create_future()
+        self.result: asyncio.Future[HoldfastError | None] = generation.loop.create_future()
         """None: the stream has ended, whichever way; an error: this attempt failed."""
         self.handle: StreamHandle | None = None
 
@@ -102,7 +102,7 @@ class Attempt:
         """The worker owns the stream."""
         if self.generation.attempt is self and not self.accepted:
             self.accepted = True
-            self.accepted_at = asyncio.get_running_loop().time()
+            self.accepted_at = self.generation.loop.time()
             self.generation.was_accepted(self)
 
     def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:

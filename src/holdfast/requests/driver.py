@@ -108,7 +108,7 @@ class Driver:
 
     def _begin(self, placed: Placed) -> Attempt:
         generation = self._generation
-        now = asyncio.get_running_loop().time()
+        now = generation.loop.time()
         self.history.attempts += 1
         generation.worker = placed.worker.instance
         if not generation.count:

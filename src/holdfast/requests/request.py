@@ -37,9 +37,10 @@ class Request:
             )
         self._services = services
         self.streams = [Generation(plan, output, services) for plan, output in plans]
-        party = Party(len(self.streams))
-        for stream in self.streams:
-            stream.need.party = party
+        if len(self.streams) > 1:
+            party = Party(len(self.streams))
+            for stream in self.streams:
+                stream.need.party = party
         self.id = plans[0][0].request_id
         self.label = plans[0][0].label
         self.model = plans[0][0].model

@@ -95,6 +95,7 @@ class Services:
         )
         self.thresholds.on_change = self.placement.line.offer
         self.deadlines = Deadlines(self.placement)
+        self._usual_bounds = self._bounds(None, None, None, None)
 
     def bounds(
         self,
@@ -105,6 +106,13 @@ class Services:
         total: float | None = None,
     ) -> Bounds:
         """Return the deadlines of one request; arguments in seconds come from its headers and override settings."""
+        if accept is None and first_token is None and inter_token is None and total is None:
+            return self._usual_bounds
+        return self._bounds(accept, first_token, inter_token, total)
+
+    def _bounds(
+        self, accept: float | None, first_token: float | None, inter_token: float | None, total: float | None
+    ) -> Bounds:
         s = self.settings
         given: dict[Bound, float | None] = {
             "accept_hedge": accept if accept is not None and accept < s.accept_hedge_timeout else None,

@@ -39,7 +39,11 @@ class Thresholds(msgspec.Struct, frozen=True):
     @property
     def any(self) -> bool:
         """Whether anything is checked at all."""
-        return any(getattr(self, name) is not None for name in THRESHOLD_NAMES)
+        return not (
+            self.active_decode_blocks_threshold is None
+            and self.active_prefill_tokens_threshold is None
+            and self.active_prefill_tokens_threshold_frac is None
+        )
 
 
 NO_THRESHOLDS = Thresholds()

@@ -31,7 +31,8 @@ def normalise(messages: Sequence[Mapping[str, Any]], *, keep_none: bool = False)
 
 
 def _message(message: Mapping[str, Any], index: int, keep_none: bool) -> dict[str, Any]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+    known = type(message) is dict or isinstance(message, Mapping)  # the second question costs more than all others
+    if not known or not isinstance(message.get("role"), str):
         raise InvalidRequest(f"messages[{index}] must be an object with a 'role'.", param=f"messages[{index}]")
     if type(message) is dict and isinstance(message.get("content"), str) and "tool_calls" not in message:
         return message  # as it should be; the sandbox lets no template change it
