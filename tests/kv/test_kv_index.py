@@ -167,6 +167,22 @@ def test_a_snapshot_brings_another_index_to_the_same_knowledge(use, index):
     assert index.snapshot(7) == (array("Q"), array("Q"), array("Q"))
 
 
+def test_a_large_snapshot_is_taken_at_once_and_its_second_holder_is_cheap(use, index):
+    hashes = drawn(70_000)
+    snapshot = (hashes, hashes[:66_000], array("Q"))
+    index.load(0, snapshot)
+    once = index.bytes_used
+    index.load(1, snapshot)
+    assert index.bytes_used < once * 1.01
+    assert index.blocks == 70_000
+    part = hashes[60_000:68_000]
+    assert list(index.lookup(part)) == [(0, 8000, 0, 0), (1, 8000, 0, 0)]
+    assert index.snapshot(1) == snapshot
+    index.apply_removed(0, DEVICE, hashes)
+    index.apply_removed(0, HOST, hashes[:66_000])
+    assert index.lookup(part).slots.tolist() == [1]
+
+
 def test_events_in_one_call(index):
     events = array("Q", [STORED, 1, DEVICE, 4, STORED, 2, HOST, 2, REMOVED, 1, DEVICE, 1, CLEARED, 2, HOST, 0])
     index.apply(events, keys(1, 2, 3, 4, 1, 2, 3))

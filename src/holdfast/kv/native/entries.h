@@ -88,11 +88,11 @@ static inline void shard_put(shard *s, u64 slot) {
   s->slots[i] = slot;
 }
 
-static int shard_grow(shard *s) {
+static int shard_resize(shard *s, u32 mask) {
   u32 old_mask = s->mask;
-  u64 *old = s->slots, *slots = calloc(2 * (old_mask + 1ULL), 8);
+  u64 *old = s->slots, *slots = calloc(mask + 1ULL, 8);
   if (!slots) return -1;
-  s->slots = slots, s->mask = 2 * old_mask + 1;
+  s->slots = slots, s->mask = mask;
   for (u32 i = 0; i <= old_mask; i++)
     if (old[i]) shard_put(s, old[i]);
   free(old);
@@ -113,10 +113,26 @@ static void shard_delete(shard *s, u32 tag, u32 e) {
   s->used--;
 }
 
+#define SAMPLE 64
+
+/* Before many hashes come at once (a snapshot): grows the tables in one step, as far as a sample of them is new. */
+static int entries_expect(entries *t, const u64 *keys, size_t count) {
+  size_t fresh = 0, every = count / SAMPLE;
+  for (size_t i = 0; i < SAMPLE; i++) fresh += entry_find(t, keys[i * every], key_hash(keys[i * every])) == NONE;
+  u64 expected = (t->used + count / SAMPLE * fresh) / SHARDS;
+  for (int i = 0; i < SHARDS; i++) {
+    shard *s = &t->shards[i];
+    u32 mask = s->mask;
+    while (expected * 4 > (mask + 1ULL) * 3 && mask < NONE / 4) mask = 2 * mask + 1;
+    if (mask != s->mask && shard_resize(s, mask)) return -1;
+  }
+  return 0;
+}
+
 /* Makes sure that the next entry_new succeeds. */
 static inline int entry_reserve(entries *t, u64 hash) {
   shard *s = shard_of(t, hash);
-  if ((s->used + 1) * 4ULL > (s->mask + 1ULL) * 3 && shard_grow(s)) return -1;
+  if ((s->used + 1) * 4ULL > (s->mask + 1ULL) * 3 && shard_resize(s, 2 * s->mask + 1)) return -1;
   if (t->free != NONE || (t->top >> CHUNK_BITS) < t->chunk_count) return 0;
   if (t->top >= NONE - CHUNK) return -1;
   if (t->chunk_count == t->chunk_capacity) {

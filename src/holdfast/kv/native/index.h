@@ -12,6 +12,7 @@
 
 #define TIERS 3
 #define SLOTS 65536
+#define EXPECT_FROM 65536
 #define SWEEP_FLOOR 64
 #define SWEEP_PER_BLOCK 4
 
@@ -229,6 +230,7 @@ static int index_store(index_t *x, u32 slot, u32 tier, const u64 *keys, size_t c
   if (!count) return 0;
   u32 column = column_for(x, slot, tier);
   if (column == NONE) return -1;
+  if (count >= EXPECT_FROM && !x->limit && entries_expect(&x->entries, keys, count)) return -1;
   walk w;
   walk_start(&w, keys, count, BATCH);
   while (w.at < count) {
