@@ -64,4 +64,4 @@ lock: ## write requirements/*.lock anew (needs uv)
 	@tools/lock.sh
 
 clean: ## remove the environment and caches
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis src/holdfast/kv/*.so
