@@ -222,7 +222,7 @@ class SimCluster:
                     active_decode_blocks_threshold=plan.decode_threshold,
                     active_prefill_tokens_threshold=plan.prefill_threshold,
                     admission_queue_limit=plan.queue,
-                    admission_queue_timeout=3.0,
+                    admission_queue_timeout=plan.queue_timeout,
                 ),
             ),
         )

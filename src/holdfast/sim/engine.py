@@ -48,6 +48,8 @@ class SimEngine(MockEngine):
         """What it has in hand."""
         self._shift = 0
         self._shifts_left = 0
+        self._lied: set[SequenceKey] = set()
+        """Sequences whose count was falsified: once each, for a second lie may hide the first."""
 
     async def start(self, sink: StepSink, on_death: DeathSink, on_load: LoadProgress) -> EngineInfo:
         """See `MockEngine.start`."""
@@ -85,10 +87,16 @@ class SimEngine(MockEngine):
     def miscount(self, shift: int, times: int) -> None:
         """Let the next ``times`` steps of sequences carry an output index that is off.
 
-        Not their last steps: an end-of-sequence token that is dropped as an overlap has no text and nothing after it
-        that could show the loss.
+        At most one of each sequence, and not their last steps: an end-of-sequence token that is dropped as an
+        overlap has no text and nothing after it that could show the loss.
         """
         self._shift, self._shifts_left = shift, times
+
+    def _lie(self, step: SequenceStep) -> None:
+        if step.index + self._shift >= 0 and step.key not in self._lied:
+            self._lied.add(step.key)
+            self._shifts_left -= 1
+            step.index += self._shift
 
     def _close(self, sequence: Sequence, ending: SequenceEnding) -> None:
         sequence.ended, sequence.ending = asyncio.get_running_loop().time(), ending
@@ -105,7 +113,6 @@ class SimEngine(MockEngine):
             sequence.error = step.error.code if step.error is not None else ""
         if not sequence.label:
             return
-        if step.tokens and self._shifts_left and step.index + self._shift >= 0 and step.finish is None:
-            self._shifts_left -= 1
-            step.index += self._shift
+        if self._shifts_left and step.tokens and step.finish is None:
+            self._lie(step)
         self._moment("end" if step.finish is not None else "first" if first else "stream")

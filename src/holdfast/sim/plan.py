@@ -15,8 +15,10 @@ from holdfast.sim.faults import AnyFault, Moment
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Wish, Workload
 
-Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload"]
-PROFILES: tuple[Profile, ...] = ("mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload")
+Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload", "exodus"]
+PROFILES: tuple[Profile, ...] = (
+    "mixed", "mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload", "exodus",
+)  # fmt: skip
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +55,9 @@ class Plan(msgspec.Struct, frozen=True):
     limit: int = 0
     """Sequences that a worker accepts at once; 0: its own choice."""
     queue: int = 0
-    """Streams that may wait in a frontend's queue."""
+    """Streams that may wait in a frontend's queue …"""
+    queue_timeout: float = 3.0
+    """… and for how many seconds."""
     blocks: int = 256
     """KV blocks of an engine."""
     decode_threshold: float | None = None
@@ -107,9 +111,10 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         tuple(sorted(faults, key=lambda fault: fault.at)),
         seats=2 if tight else 8,
         limit=3 if tight else 0,
-        queue=tape.plan.pick((0, 4), "queue") if tight else 0,
+        queue=tape.plan.pick((0, 4, 12), "queue") if tight else 0,
+        queue_timeout=tape.plan.pick((3.0, 0.3), "queue timeout") if tight else 3.0,
         blocks=24 if tight else 256,
-        decode_threshold=0.6 if tight and tape.plan.chance(0.4, "block threshold") else None,
+        decode_threshold=0.25 if tight and tape.plan.chance(0.4, "block threshold") else None,
         prefill_threshold=50 if tight and tape.plan.chance(0.4, "prefill threshold") else None,
         most_requests=14 if tight and tape.plan.chance(0.3, "few requests") else 1000,
         most_waiting=2 if tight and tape.plan.chance(0.5, "few waiting") else 1000,
@@ -132,6 +137,7 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
     ),
     "network": ("reset", "partition", "delay", "partition", "crash"),
     "rollout": ("rolling-restart", "rolling-restart", "rolling-restart", "terminate", "crash", "engine-error"),
+    "exodus": ("terminate", "terminate", "terminate", "crash"),
     "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
     "overload": ("overload", "overload", "crash", "freeze", "engine-refuse", "terminate", "killer-prompt"),
 }  # fmt: skip
