@@ -4,7 +4,7 @@ A dictionary from hash to a bit mask of *columns*, one column for each slot and 
 blocks are one object, so a walk along a prompt compares by identity. With a limit there are three dictionaries by last
 use: *young*, *old*, and *dying*, which count as absent and are given back piece by piece.
 
-Must never answer differently from `native/index.h`; ``tests/kv/test_kv_fuzz.py`` compares the two.
+Must never answer differently from ``native/``; ``tests/kv/test_kv_fuzz.py`` compares the two.
 """
 
 from __future__ import annotations

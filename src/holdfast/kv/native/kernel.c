@@ -7,7 +7,7 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
-#include "index.h"
+#include "lookup.h"
 
 #define VERSION 1 /* of what kernel.py expects; raise both together */
 #ifndef SOURCE_DIGEST
