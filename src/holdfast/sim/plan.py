@@ -103,6 +103,8 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
     wishes = tuple(workload.draw(at) for at in times)
     number = shape.faults + tape.plan.choose(shape.more_faults + 1, "more faults")
     faults = tuple(_draw_fault(tape, shape, profile) for _ in range(number))
+    if profile == "exodus":
+        faults += _exodus(tape, shape)
     tight = profile == "overload"
     return Plan(
         shape,
@@ -167,6 +169,14 @@ def _process(tape: Tape, shape: Shape) -> str:
 
 def _pair(tape: Tape, shape: Shape) -> tuple[str, str]:
     return _worker(tape, shape), _frontend(tape, shape)
+
+
+def _exodus(tape: Tape, shape: Shape) -> tuple[AnyFault, ...]:
+    """All workers leave within a second, and stay away for a while."""
+    first = tape.plan.uniform(0.4, shape.span * 0.8, "exodus at")
+    gap, back = tape.plan.uniform(0.0, 0.5, "between them"), tape.plan.log_uniform(1.0, 8.0, "back after")
+    names = worker_names(shape)
+    return tuple(f.Terminate(at=first + gap * i, target=name, duration=back) for i, name in enumerate(names))
 
 
 Maker = Callable[[Tape, Shape, float, Moment], AnyFault]
