@@ -16,7 +16,7 @@ from holdfast.kv.kernel import KernelIndex
 from holdfast.kv.twin import TwinIndex
 from tests.kv.naive import Naive, Op, batch, chains, do, random_op
 
-needs_kernel = pytest.mark.skipif(bool(kernel.UNAVAILABLE), reason=f"the kernel is {kernel.UNAVAILABLE}")
+needs_kernel = pytest.mark.skipif(bool(kernel.UNAVAILABLE), reason=f"no kernel: {kernel.UNAVAILABLE}")
 MANY = (1 << 64) - 1
 
 

@@ -14,7 +14,7 @@ from holdfast.kv import hashes, kernel
 from holdfast.kv.hashes import block_hashes, local_hashes, sequence_hashes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-needs_kernel = pytest.mark.skipif(kernel.native is None, reason=f"the kernel is {kernel.UNAVAILABLE}")
+needs_kernel = pytest.mark.skipif(kernel.native is None, reason=f"no kernel: {kernel.UNAVAILABLE}")
 
 
 def build_tool():
