@@ -173,6 +173,7 @@ class Universe:
         loop = self.world.loop
         until = loop.time() + bound
         while not condition():  # the conditions are about many objects that have no events
+            self._check_leases()
             if loop.time() >= until:
                 return False
             await asyncio.sleep(_POLL)
@@ -204,6 +205,14 @@ class Universe:
             if sum(1 for w in workers if w.eligible and not w.inhibited and not w.hesitant) != wanted:
                 return False
         return len(self.cluster.frontends) == self.plan.shape.frontends
+
+    def _check_leases(self) -> None:
+        """P4 while it runs: leases are never negative, and never more than what they are for."""
+        for frontend in self.cluster.frontends:
+            held = frontend.assembled.services.leases.sums()
+            most = {"request": frontend.live, "attempt": held["stream"], "waiting": held["stream"]}
+            if min(held.values()) < 0 or any(held[kind] > bound for kind, bound in most.items()):
+                self.history.violate("P4", "leases do not fit together", process=frontend.name, **held)
 
     def _at_rest(self) -> bool:
         residues = [process.residue() for process in self.cluster.processes.values()]
