@@ -22,11 +22,18 @@ LATENCY = 0.000_4
 _PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions"}
 
 
+class Connected(Protocol):
+    """One client's connection, as its frontend's system sees it."""
+
+    def cut(self) -> None:
+        """The connection breaks on the frontend's side."""
+
+
 class Serving(Protocol):
     """A frontend as clients find it."""
 
     host: Host
-    exchanges: dict[Exchange, None]
+    exchanges: dict[Connected, None]
     listens: bool
     """Whether a connection is accepted."""
     app: Frontend

@@ -16,7 +16,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.drain import Drain
-from holdfast.sim.clients import Exchange
+from holdfast.sim.clients import Connected
 from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Fired, Life, Residue
 from holdfast.sim.watching import Watching, replace
@@ -208,7 +208,7 @@ class FrontendProcess(SimProcess):
 
     def __init__(self, cluster: SimCluster, name: str, incarnation: int):
         super().__init__(cluster, name, incarnation)
-        self.exchanges: dict[Exchange, None] = {}
+        self.exchanges: dict[Connected, None] = {}
         self.listens = False
         self.force_exit = False
 
