@@ -8,16 +8,14 @@ import pytest
 
 from holdfast.local.rolling import pid_in_use
 
-WELL = {"state": "usable", "lifecycle": "ready", "draining": False, "pid": 7}
+WELL = {"state": "usable", "draining": False, "pid": 7}
 
 
 @pytest.mark.parametrize(
     ("changed", "pid"),
     [
         ({}, 7),
-        ({"lifecycle": "saturated"}, 7),
-        ({"lifecycle": "starting"}, 0),
-        ({"lifecycle": "stalled"}, 0),
+        ({"state": "starting"}, 0),
         ({"draining": True}, 0),
         ({"state": "suspect"}, 0),
         ({"pid": None}, 0),
@@ -25,7 +23,3 @@ WELL = {"state": "usable", "lifecycle": "ready", "draining": False, "pid": 7}
 )
 def test_a_worker_is_in_use_when_new_work_goes_there(changed: dict[str, Any], pid: int) -> None:
     assert pid_in_use({**WELL, **changed}) == pid
-
-
-def test_a_frontend_of_the_version_before_says_nothing_of_lifecycles() -> None:
-    assert pid_in_use({"state": "usable", "pid": 7}) == 7

@@ -21,7 +21,6 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.local import http
 from holdfast.local.supervisor import Supervisor
-from holdfast.runtime.member import SERVING_STATES
 
 log = logging.getLogger(__name__)
 
@@ -180,10 +179,6 @@ class Rolling:
 
 
 def pid_in_use(instance: dict[str, Any]) -> int:
-    """Return the process id of a worker as ``/health`` shows it, if new work goes there; otherwise 0.
-
-    A worker may answer pings, and so be *usable*, before it says of itself that it is ready.
-    """
-    serving = instance.get("lifecycle", "ready") in SERVING_STATES
-    used = instance.get("state") == "usable" and serving and not instance.get("draining")
+    """Return the process id of a worker as ``/health`` shows it, if new work goes there; otherwise 0."""
+    used = instance.get("state") == "usable" and not instance.get("draining")
     return int(instance.get("pid") or 0) if used else 0

@@ -78,8 +78,7 @@ class SimRolling(Rolling):
         for worker in self._cluster.workers:
             seen = frontend.assembled.pool.worker(worker.worker.instance)
             if seen is not None and seen.record.epoch == worker.worker.epoch:
-                shown = {"state": seen.standing, "lifecycle": seen.lifecycle, "draining": seen.draining}
-                used.add(pid_in_use({**shown, "pid": worker.host.index}))
+                used.add(pid_in_use({"state": seen.standing, "draining": seen.draining, "pid": worker.host.index}))
         return used - {0}
 
 
