@@ -24,6 +24,7 @@ COMMANDS = {
     "status": "Show who is there, and in what state.",
     "explain": "Tell what became of a request: attempts, workers, when its tokens came.",
     "replay": "Send the requests of a trace, and report latencies, throughput, cache hits and balance.",
+    "sim": "Run whole clusters in simulation, with faults; replay a seed, make a failing one small.",
     "config": "Show every setting, its value and where it comes from.",
 }
 PROCESSES = ("frontend", "worker")
