@@ -9,6 +9,7 @@ Must never tokenize, choose a worker or draw a seed.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -234,6 +235,10 @@ def _check_ids(param: str, largest: int, card: ModelCard) -> None:
 def _largest_id(prompt: str | list[str | int | list[int]]) -> int:
     if isinstance(prompt, str):
         return -1
+    if prompt and isinstance(prompt[0], int):
+        with contextlib.suppress(TypeError):  # mixed: looked at one by one
+            largest: int = max(prompt)  # type: ignore[assignment]
+            return largest
     return max(
         (max(entry) if isinstance(entry, list) else entry for entry in prompt if not isinstance(entry, str)), default=-1
     )
