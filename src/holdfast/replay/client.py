@@ -18,107 +18,11 @@ import httptools
 import msgspec
 
 from holdfast.base.errors import CannotConnect, Disconnected, HoldfastError, InvalidRequest, ProtocolViolation
+from holdfast.replay.answer import Answer
 from holdfast.replay.driver import Events, Job
 from holdfast.replay.prompts import Prompts
 
-_ERROR_BYTES = 65_536
-_EVENT_BYTES = 4 * 1024 * 1024
-_TURNED_AWAY = frozenset({429, 503, 529})
-_WORKER = b"x-holdfast-worker"
-"""Header that names the worker; other servers have none, and count as one worker."""
 CONNECT_SECONDS = 10.0
-
-
-class _Choice(msgspec.Struct, gc=False):
-    text: str = ""
-
-
-class _Details(msgspec.Struct, gc=False):
-    cached_tokens: int | None = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: _Details | None = None
-
-
-class _Error(msgspec.Struct, gc=False):
-    code: str | int | None = None
-    type: str | None = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    choices: list[_Choice] = []
-    usage: _Usage | None = None
-    error: _Error | None = None
-
-
-_CHUNK = msgspec.json.Decoder(_Chunk)
-
-
-class _Answer:
-    """Where the parts of one answer go."""
-
-    __slots__ = ("body", "complete", "events", "rest", "status")
-
-    def __init__(self, events: Events | None):
-        self.events = events
-        """None: the body is kept instead of being read as a stream."""
-        self.status = 0
-        self.body = bytearray()
-        self.rest = b""
-        self.complete = False
-        """The stream said that it is over."""
-
-    def header(self, name: bytes, value: bytes) -> None:
-        if self.events is not None and name.lower() == _WORKER:
-            self.events.worker(value.decode("latin-1"))
-
-    def part(self, data: bytes) -> None:
-        if self.events is None or self.status != 200:
-            if len(self.body) < _ERROR_BYTES:
-                self.body += data
-            return
-        *lines, self.rest = (self.rest + data).split(b"\n")
-        for line in lines:
-            if line.startswith(b"data:"):
-                self._event(line[5:].strip(), self.events)
-        if len(self.rest) > _EVENT_BYTES:
-            raise ProtocolViolation(f"An event of the stream is longer than {_EVENT_BYTES} bytes.")
-
-    def _event(self, data: bytes, events: Events) -> None:
-        if data == b"[DONE]":
-            self.complete = True
-            return
-        try:
-            chunk = _CHUNK.decode(data)
-        except msgspec.DecodeError as error:
-            raise ProtocolViolation(f"An event of the stream is not what a completion sends: {error}.") from error
-        if chunk.choices and chunk.choices[0].text:
-            events.tokens()
-        if chunk.usage is not None:
-            details = chunk.usage.prompt_tokens_details
-            cached = (details.cached_tokens or 0) if details else 0
-            events.usage(chunk.usage.prompt_tokens, chunk.usage.completion_tokens, cached)
-        if chunk.error is not None:
-            self.complete = True
-            events.ended("failed", str(chunk.error.code or chunk.error.type or "error"))
-
-    def judge(self) -> None:
-        """Say how it ended, when the events have not said so."""
-        assert self.events is not None
-        if self.status != 200:
-            self.events.ended("rejected" if self.status in _TURNED_AWAY else "failed", self._reason())
-        elif not self.complete:
-            self.events.ended("failed", "stream_incomplete")
-
-    def _reason(self) -> str:
-        try:
-            error = _CHUNK.decode(self.body).error
-        except msgspec.DecodeError:
-            error = None
-        return str((error and (error.code or error.type)) or f"status_{self.status}")
 
 
 class _Connection(asyncio.Protocol):
@@ -132,7 +36,7 @@ class _Connection(asyncio.Protocol):
         """No byte of the present answer has come."""
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
-        self._answer: _Answer | None = None
+        self._answer: Answer | None = None
         self._done: asyncio.Future[None] | None = None
         self._keep = True
 
@@ -180,7 +84,7 @@ class _Connection(asyncio.Protocol):
 
     # the driver
 
-    async def exchange(self, request: bytes, answer: _Answer) -> None:
+    async def exchange(self, request: bytes, answer: Answer) -> None:
         """Send a request and return when its answer is complete. Raises Disconnected or ProtocolViolation."""
         assert self._transport is not None
         self._answer, self.silent = answer, True
@@ -244,7 +148,7 @@ class HttpDriver:
             InvalidRequest: it has none.
         """
         if not self.model:
-            answer = _Answer(None)
+            answer = Answer(None)
             where = "{}:{}".format(*self._address)
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
@@ -268,7 +172,7 @@ class HttpDriver:
             "stream_options": {"include_usage": True},
             **self._extra,
         }
-        answer = _Answer(events)
+        answer = Answer(events)
         await self._send(self._request("POST", "/v1/completions", msgspec.json.encode(body)), answer)
         answer.judge()
 
@@ -282,7 +186,7 @@ class HttpDriver:
         head = f"{method} {self._base}{path} HTTP/1.1\r\n{self._head}content-type: application/json\r\n"
         return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
-    async def _send(self, request: bytes, answer: _Answer) -> None:
+    async def _send(self, request: bytes, answer: Answer) -> None:
         connection = await self._connection()
         try:
             await connection.exchange(request, answer)
