@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills proof-soak status test test-slow test-operations sanitize lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak sim sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -23,6 +23,12 @@ proof-kills: setup ## 200 kills with the mock engine, 50 with the embedded one; 
 
 proof-soak: dev ## ten minutes of load, kills, freezes and drains; ARGS="--seconds 60"
 	@$(PY) -m tests.proof.soak $(ARGS)
+
+sim: dev ## a few hundred simulated clusters with faults, every promise checked; ARGS="--limit 60"
+	@$(HOLDFAST) sim --count 330 --at-least 300 --jobs 0 $(ARGS)
+
+sim-long: dev ## 22,000 of them on all cores, put on record; goes on where it was broken off; ARGS="--first 50000"
+	@$(PY) -m tests.proof.universes $(ARGS)
 
 status: setup ## who is there, in what state
 	@$(HOLDFAST) status $(ARGS)

@@ -41,6 +41,12 @@ def test_many_universes_are_summed_up() -> None:
     assert facts["differing"] == []
 
 
+def test_too_few_universes_that_count_are_a_failure() -> None:
+    done = sim("--count", "1", "--faults", "0", "--at-least", "5")
+    assert done.returncode == 1
+    assert "universes count, 5 were asked for" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("args", "hint"),
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 import tempfile
 from datetime import UTC, datetime
@@ -102,17 +103,44 @@ drained, for the whole time. "Kept": every answer exact, none lost, nothing held
 """
 
 
+_UNIVERSE_COLUMNS = (
+    *("when (UTC)", "commit", "machine", "seeds", "universes", "count", "virtual time", "requests", "tokens"),
+    *("faults (live)", "migrations", "violations", "processor", "callbacks/s", "virtual s/s"),
+)
+_UNIVERSE_HEAD = f"""
+## Universes
+
+`make sim-long` appends here: whole clusters in [simulation](explanation/simulation.md), each with its own faults, each
+judged by an oracle per promise. "Count": with at least 2 frontends, 3 workers, 20 requests and 2 faults that hit live
+work. Callbacks and virtual seconds are per second of one core. The same seeds with the same commit are the same
+universes: `holdfast sim --seeds A..B`.
+
+| {" | ".join(_UNIVERSE_COLUMNS)} |
+|{"---|" * len(_UNIVERSE_COLUMNS)}
+"""
+
+
 def append_soak(row: list[str], path: Path = TRACK_RECORD) -> None:
-    """Add a row to the track record's last part."""
-    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    text = path.read_text() if path.exists() else _HEAD
-    if "## Soak" not in text:
-        text += _SOAK_HEAD
-    path.write_text(f"{text}| {' | '.join([now, *row])} |\n")
+    """Add a row to the soaks."""
+    _insert(row, "## Soak", _SOAK_HEAD, path)
+
+
+def append_universes(row: list[str], path: Path = TRACK_RECORD) -> None:
+    """Add a row to the universes."""
+    _insert(row, "## Universes", _UNIVERSE_HEAD, path)
 
 
 def append(row: list[str], path: Path = TRACK_RECORD) -> None:
-    """Add a row to the track record."""
+    """Add a row to the kills."""
+    _insert(row, "# Track record", _HEAD, path)
+
+
+def _insert(row: list[str], heading: str, head: str, path: Path) -> None:
+    """Add a row, with the present time, behind the last one of its part; a part that is not there yet is begun."""
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M")
-    kills, soak, after = (path.read_text() if path.exists() else _HEAD).partition("\n## Soak")
-    path.write_text(f"{kills}| {' | '.join([now, *row])} |\n{soak}{after}")
+    text = path.read_text() if path.exists() else ""
+    if not re.search(rf"^{heading}$", text, re.MULTILINE):
+        text += head
+    before, mark, part = text.partition(f"{heading}\n")
+    table, following, after = part.partition("\n## ")
+    path.write_text(f"{before}{mark}{table.rstrip()}\n| {' | '.join([now, *row])} |\n{following}{after}")

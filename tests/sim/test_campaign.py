@@ -40,13 +40,13 @@ def test_a_campaign_goes_on_where_it_was_broken_off(tmp_path: Path, monkeypatch:
 
 
 def test_processes_run_the_same_universes(monkeypatch: pytest.MonkeyPatch) -> None:
-    pinned = os.environ.get("PYTHONHASHSEED")
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
     spread = run_campaign(SEEDS[:4], jobs=2)
     assert [r.seed for r in spread] == list(SEEDS[:4])
     assert [(r.digest, r.seen, r.broken) for r in spread] == [
         (r.digest, r.seen, r.broken) for r in run_campaign(SEEDS[:4])
     ]
-    assert os.environ.get("PYTHONHASHSEED") == pinned
+    assert os.environ["PYTHONHASHSEED"] == "7", "only the processes got another one"
 
 
 def test_what_a_universe_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,3 +79,15 @@ def test_the_summary_is_readable() -> None:
     assert shown["universes"].startswith("2 (")
     assert "crash" in shown["faults"]
     assert shown["violations"] == "P4 in 1; seeds 17"
+
+
+@pytest.mark.timeout(400)
+def test_a_small_campaign_breaks_no_promise_and_meets_most_of_what_it_must() -> None:
+    """The minimum that every test run has; `make sim` runs several hundred."""
+    results = run_campaign(range(1_000, 1_040), jobs=2)
+    total = tally(results)
+    print("\n".join(f"{name}: {value}" for name, value in lines(total)))
+    assert [(r.seed, r.broken) for r in results if r.broken] == []
+    assert total.counted >= 30
+    assert len(total.missing) < len(SOMETIMES) // 2
+    assert {f"migration {path}" for path in ("before accept", "before first token", "mid-stream")} <= set(total.seen)

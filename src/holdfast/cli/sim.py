@@ -47,6 +47,7 @@ def _option(name: str, kind: Any, default: Any, text: str) -> Any:
     _option("count", int | None, None, "Run so many universes, from seed 0 or from the one given with --seed."),
     _option("jobs", int, 1, "Processes that run many universes; 0: one for each core."),
     _option("limit", float | None, None, "Seconds after which no more universes are begun."),
+    _option("at_least", int, 0, "Fail when fewer universes than this count."),
     _option(
         "log",
         Path | None,
@@ -171,7 +172,7 @@ def _many(seeds: range, shape: Shape, own: dict[str, Any]) -> int:
     began = time.monotonic()
     limit = own["limit"]
     jobs = own["jobs"] or os.cpu_count() or 1
-    with _Progress(len(seeds)) as progress:
+    with Progress(len(seeds)) as progress:
         results = run_campaign(
             seeds,
             jobs=jobs,
@@ -187,6 +188,9 @@ def _many(seeds: range, shape: Shape, own: dict[str, Any]) -> int:
         print(msgspec.json.encode(facts).decode())
     else:
         _sum_up(total, results, differing, time.monotonic() - began)
+    if total.counted < own["at_least"]:
+        print(f"only {total.counted:,} universes count, {own['at_least']:,} were asked for", file=sys.stderr)
+        return EXIT_BROKEN
     return EXIT_DIFFERS if differing else 0 if total.ok else EXIT_BROKEN
 
 
@@ -227,7 +231,7 @@ def _wrapped(rows: list[tuple[str, str]], width: int) -> list[tuple[str, str]]:
     return found
 
 
-class _Progress:
+class Progress:
     """How far a campaign is: a bar where a person looks, a line now and then elsewhere."""
 
     def __init__(self, total: int):
@@ -236,7 +240,7 @@ class _Progress:
         self._bar: Any = None
         self._task: Any = None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> Progress:
         if is_terminal(sys.stderr):
             from rich.console import Console  # noqa: PLC0415  only where a person looks
             from rich.progress import (  # noqa: PLC0415
