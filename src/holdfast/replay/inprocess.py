@@ -1,7 +1,7 @@
 """The offline driver: clients of a simulated cluster, calling the production frontends in process.
 
-What an HTTP server does otherwise is skipped: a request reaches the frontend's application at once, and what that writes
-is read at once, by the same code as online. Clients are patient, and spread over the frontends that listen in turn.
+What an HTTP server does otherwise is skipped: a request reaches the frontend's application at once, and what that
+writes is read at once, by the same code as online. Clients are patient, and spread over the frontends that listen.
 
 Must never route by anything but the turn: which worker answers is the frontend's decision.
 """
