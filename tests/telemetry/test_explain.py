@@ -45,7 +45,10 @@ def test_a_label_names_the_latest_and_an_id_wins_over_a_label() -> None:
     ring = Ring()
     for name, label in (("a", "same"), ("b", "same"), ("c", "a")):
         ring.add(facts(name, label=label))
-    assert ring.find("same") is ring.find("b")
+    same, named = ring.find("same"), ring.find("b")
+    assert same is not None
+    assert named is not None
+    assert same.id == named.id
     found = ring.find("a")
     assert found is not None
     assert found.id == "a"
