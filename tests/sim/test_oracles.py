@@ -17,6 +17,7 @@ from holdfast.requests.budget import RetryBudget
 from holdfast.requests.deadlines import Deadlines
 from holdfast.requests.migration import Verdict, judge
 from holdfast.requests.placement import Placement
+from holdfast.requests.service import Services
 from holdfast.runtime.detector import FailureDetector
 from holdfast.runtime.inhibition import Inhibition
 from holdfast.runtime.pool import WorkerPool
@@ -171,6 +172,15 @@ def a_rollout_waits_for_nobody(patch: Patch) -> None:
     patch.setattr(Rolling, "_until", planted)
 
 
+def slow_is_taken_for_dead(patch: Patch) -> None:
+    bounds = Services.bounds
+
+    def planted(self: Services, **wanted: float | None) -> object:
+        return msgspec.structs.replace(bounds(self, **wanted), first_token=0.3)
+
+    patch.setattr(Services, "bounds", planted)
+
+
 CRASHES = Shape(only=("crash", "reset"), faults=4)
 FREEZES = Shape(only=("freeze",), faults=5)
 PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
@@ -192,6 +202,7 @@ PLANTED: list[tuple[str, Callable[[Patch], None], Shape]] = [
     ("P11", cancels_do_not_reach_the_engine, CRASHES),
     ("P12", unknown_is_taken_for_dead, Shape(only=("discovery-outage",), faults=2)),
     ("P13", suspects_never_return, FREEZES),
+    ("cause", slow_is_taken_for_dead, Shape(only=("engine-refuse",))),
     ("kept", a_workers_fault_is_final, CRASHES),
 ]
 

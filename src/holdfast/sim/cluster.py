@@ -24,7 +24,7 @@ from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.sim.clients import Exchange
 from holdfast.sim.faults import Moment
 from holdfast.sim.history import History
-from holdfast.sim.plan import Plan, frontend_names, worker_names
+from holdfast.sim.plan import Plan, frontend_names, instance_of, worker_names
 from holdfast.sim.processes import FrontendProcess, SimProcess, WorkerHost
 from holdfast.sim.workload import Wish
 from holdfast.sim.world import World
@@ -234,11 +234,6 @@ class SimCluster:
             for data in _files():
                 store.put(data)
         return store
-
-
-def instance_of(name: str) -> InstanceId:
-    """Return the instance id of a worker's slot, which stays the same over restarts."""
-    return InstanceId(f"{0xA0 + int(name.rpartition('-')[2]):016x}")
 
 
 @functools.cache

@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from holdfast.base.ids import InstanceId
 from holdfast.sim import faults as f
 from holdfast.sim.faults import AnyFault, Moment
 from holdfast.sim.tape import Tape
@@ -91,6 +92,11 @@ def frontend_names(shape: Shape) -> list[str]:
 def worker_names(shape: Shape) -> list[str]:
     """Return the names of the workers."""
     return [f"worker-{i}" for i in range(shape.workers)]
+
+
+def instance_of(name: str) -> InstanceId:
+    """Return the instance id of a worker's slot, which stays the same over restarts."""
+    return InstanceId(f"{0xA0 + int(name.rpartition('-')[2]):016x}")
 
 
 def draw_plan(tape: Tape, shape: Shape) -> Plan:

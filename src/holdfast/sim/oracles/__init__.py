@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from holdfast.sim.history import History, Violation
-from holdfast.sim.oracles import kept, p01, p02, p03, p04, p05, p06, p07, p08, p09, p11, p12, p13
+from holdfast.sim.oracles import cause, kept, p01, p02, p03, p04, p05, p06, p07, p08, p09, p11, p12, p13
 from holdfast.sim.oracles.facts import Facts, facts_of
 from holdfast.sim.plan import Plan
 
@@ -28,6 +28,7 @@ ORACLES: dict[str, Oracle] = {
     "P12": p12.check,
     "P13": p13.check,
     "kept": kept.check,
+    "cause": cause.check,
 }
 """In this order: P3 needs what P1 works out."""
 

@@ -11,7 +11,7 @@ import msgspec
 from holdfast.sim.history import Call, Ended, History, Life, Sequence
 from holdfast.sim.oracles.answers import Answer, read
 from holdfast.sim.oracles.truth import Truth
-from holdfast.sim.plan import Plan
+from holdfast.sim.plan import Plan, instance_of, worker_names
 
 UNFAIR = frozenset({
     "freeze", "slow", "partition", "delay", "power-loss", "crash", "terminate", "reset", "out-of-memory",
@@ -46,6 +46,10 @@ class Facts(msgspec.Struct):
     def choices(self, call: Call) -> int:
         """Return how many choices a call asks for."""
         return int(call.body.get("n") or 1)
+
+    def name_of(self, instance: str) -> str:
+        """Return the name of a worker by its instance id; an id that is nobody's stays as it is."""
+        return next((name for name in worker_names(self.plan.shape) if instance_of(name) == instance), instance)
 
     def life(self, name: str, incarnation: int) -> Life | None:
         """Return one start of a process."""
