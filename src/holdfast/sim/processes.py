@@ -19,6 +19,7 @@ from holdfast.frontend.drain import Drain
 from holdfast.sim.clients import Connected
 from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Fired, Life, Residue
+from holdfast.sim.texts import read_text
 from holdfast.sim.watching import Watching, replace
 from holdfast.sim.workload import MODEL
 from holdfast.wire.frames import OLDEST_VERSION
@@ -218,9 +219,6 @@ class FrontendProcess(SimProcess):
         self.host.spawn(self._live(self._main()), "main")
 
     def _build(self) -> None:
-        # imported here: the cluster makes processes, and processes read model files as the cluster does
-        from holdfast.sim.cluster import read_text  # noqa: PLC0415
-
         cluster, world = self.cluster, self.world
         self._closing = asyncio.Event()
         self._discovery = world.discovery.client(self.host)
