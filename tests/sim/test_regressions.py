@@ -14,6 +14,8 @@ from holdfast.runtime.watch import Watch
 from holdfast.sim.faults import AnyFault, Crash, Partition
 from holdfast.sim.plan import Plan, Shape
 from holdfast.sim.universe import run_universe
+from tests.proof.record import TRACK_RECORD
+from tests.sim.regressions import FOUND, Found, written
 
 Patch = pytest.MonkeyPatch
 SEEDS = 10
@@ -55,3 +57,15 @@ def test_it_stays_away_and_would_be_found_again(
         assert violations(seed, faults) == []
     plant(monkeypatch)
     assert any(violations(seed, faults) for seed in range(3 * SEEDS))
+
+
+@pytest.mark.parametrize("found", FOUND, ids=lambda found: f"{found.seed}-{found.promise}")
+def test_the_seeds_that_found_something_are_quiet(found: Found) -> None:
+    assert [str(v) for v in run_universe(found.seed, found.shape).violations] == []
+
+
+def test_the_track_record_lists_what_was_found() -> None:
+    text = TRACK_RECORD.read_text()
+    assert written(text) == text, "run: python -m tests.sim.regressions"
+    other = text + "\n## Another part\n\nProse.\n"
+    assert written(other) == other

@@ -1,0 +1,89 @@
+"""What universes have found: the seed that showed it, what was wrong, since when, which oracle saw it.
+
+``python -m tests.sim.regressions`` writes the list into ``docs/track-record.md``. The seeds are replayed by
+`test_regressions`; what makes each defect come back is there too, as a plan that does not depend on seeds.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field
+
+from holdfast.sim.plan import Shape
+from tests.proof.record import TRACK_RECORD
+
+HEADING = "## Found in simulation"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One defect."""
+
+    seed: int
+    promise: str
+    """Whose oracle saw it."""
+    what: str
+    since: str
+    """For how long it had been there."""
+    fixed: str
+    """Commit; empty: it is a limit that is known and kept."""
+    shape: Shape = field(default_factory=Shape)
+
+
+FOUND: tuple[Found, ...] = (
+    Found(
+        91,
+        "P13",
+        "A worker stayed ejected until its process restarted: its old connection broke while a new one was being made, "
+        "and the answer on the new one found a worker that was not being tried",
+        "3 hours: since the pool was written (ea4e43a)",
+        "504e681",
+    ),
+    Found(
+        16,
+        "P9",
+        "A late word that a worker's old start had been withdrawn retired the connection to its new start, for 15 to "
+        "200 ms",
+        "3 hours: since the pool was written (ea4e43a)",
+        "ee2b61f",
+        Shape(profile="rollout"),
+    ),
+    Found(
+        577,
+        "P3",
+        "A worker that repeats an output index on the step that ends a stream loses the end-of-sequence token "
+        "unnoticed: the text is exact, `completion_tokens` one short. Overlaps are dropped by design; no engine of "
+        "ours does it",
+        "since the wire protocol was written",
+        "",
+    ),
+)
+
+
+def page() -> str:
+    """Return the part of the track record."""
+    rows = [
+        f"| {f.seed}{', ' + f.shape.profile if f.shape.profile else ''} | {f.promise} | {f.what} | {f.since} | "
+        f"{f.fixed or 'a known limit'} |"
+        for f in FOUND
+    ]
+    head = (
+        f"{HEADING}\n\nDefects that [universes](explanation/simulation.md) have shown, before anybody had met them. "
+        "Seeds are of the tree at that time; `tests/sim/test_regressions.py` keeps what makes each come back.\n\n"
+        "| seed | oracle | what was wrong | it had been there | fixed by |\n|---|---|---|---|---|\n"
+    )
+    return head + "\n".join(rows) + "\n"
+
+
+def written(text: str) -> str:
+    """Return a track record with the present list."""
+    part = re.compile(rf"^{HEADING}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    if not part.search(text):
+        return f"{text.rstrip()}\n\n{page()}"
+    return part.sub(lambda found: page() + ("\n" if text[found.end() :] else ""), text)
+
+
+if __name__ == "__main__":
+    TRACK_RECORD.write_text(written(TRACK_RECORD.read_text()))
+    print(f"written: {len(FOUND)} defects", file=sys.stderr)
