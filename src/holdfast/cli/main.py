@@ -25,6 +25,7 @@ COMMANDS = {
     "explain": "Tell what became of a request: attempts, workers, when its tokens came.",
     "replay": "Send the requests of a trace, and report latencies, throughput, cache hits and balance.",
     "sim": "Run whole clusters in simulation, with faults; replay a seed, make a failing one small.",
+    "simulate": "Show what clients would see when workers fail or settings change, on a virtual clock.",
     "config": "Show every setting, its value and where it comes from.",
 }
 PROCESSES = ("frontend", "worker")

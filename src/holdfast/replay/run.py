@@ -48,7 +48,7 @@ async def replay(
 
     async def one(job: Job, note: Note) -> None:
         try:
-            await _serve(driver, job, note, patience)
+            await serve(driver, job, note, patience)
         finally:
             seats.release()
 
@@ -75,7 +75,15 @@ def what_happened(group: ExceptionGroup) -> Exception:
     return found or group
 
 
-async def _serve(driver: Driver, job: Job, note: Note, patience: float) -> None:
+async def serve(driver: Driver, job: Job, note: Note, patience: float) -> None:
+    """Send one job and write down how it ended.
+
+    Args:
+        driver: serves it.
+        job: what is sent.
+        note: takes the events.
+        patience: seconds that it may take.
+    """
     try:
         async with asyncio.timeout(patience):
             await driver.submit(job, note)

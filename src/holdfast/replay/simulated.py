@@ -18,9 +18,9 @@ from holdfast.engines.mock.config import MockConfig
 from holdfast.frontend.config import FrontendConfig
 from holdfast.health.config import SystemConfig
 from holdfast.runtime.tls import WireTls
-from holdfast.sim.cluster import RPC_PORT, SimCluster, instance_of
+from holdfast.sim.cluster import RPC_PORT, SimCluster
 from holdfast.sim.history import History, Sequence
-from holdfast.sim.plan import Plan, Shape
+from holdfast.sim.plan import Plan, Shape, instance_of
 from holdfast.sim.tape import Tape
 from holdfast.sim.universe import logs
 from holdfast.sim.workload import MODEL
@@ -85,7 +85,9 @@ class ReplayCluster(SimCluster):
 
     def engine_config(self) -> MockConfig:
         """Return an engine's size and speed."""
-        return msgspec.structs.replace(self.settings.engine, model_name=MODEL, kv_events=False)
+        engine = self.settings.engine
+        wanted = engine.kv_events and self.settings.frontend.router_mode.startswith("kv")  # they cost, and are for it
+        return msgspec.structs.replace(engine, model_name=MODEL, kv_events=wanted)
 
     def frontend_config(self) -> FrontendConfig:
         """Return a frontend's settings."""

@@ -37,10 +37,10 @@ def document(title: str, names: Sequence[str], panels: Sequence[Panel]) -> str:
     """Return a whole picture: a title, a legend of names in the lines' colours, and panels one below the other."""
     height = TOP + len(panels) * (PANEL + GAP)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif">'
-    parts = [head, f'<rect width="{WIDTH}" height="{height}" fill="white"/>', _text(LEFT, 24, title, size=15)]
+    parts = [head, f'<rect width="{WIDTH}" height="{height}" fill="white"/>', text_at(LEFT, 24, title, size=15)]
     parts += _legend(names)
     for at, panel in enumerate(panels):
-        parts += _panel(panel, TOP + at * (PANEL + GAP))
+        parts += lines_of(panel, TOP + at * (PANEL + GAP))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -56,23 +56,24 @@ def _legend(names: Sequence[str]) -> Iterable[str]:
     shown = names[: len(COLOURS)]
     step = min(150.0, (WIDTH - LEFT - RIGHT) / max(1, len(shown)))
     for at, name in enumerate(shown):
-        yield _text(LEFT + at * step, 46, name[: int(step / 7.5)], size=12, colour=COLOURS[at])
+        yield text_at(LEFT + at * step, 46, name[: int(step / 7.5)], size=12, colour=COLOURS[at])
 
 
-def _panel(panel: Panel, top: float) -> Iterable[str]:
+def lines_of(panel: Panel, top: float, tall: float = PANEL) -> Iterable[str]:
+    """Yield the elements of one chart, from ``top`` down, ``tall`` high."""
     highest = nice_ceiling(max((value for line in panel.lines for _, value in line if value is not None), default=0.0))
-    yield _text(LEFT, top - 6, panel.title, size=12)
+    yield text_at(LEFT, top - 6, panel.title, size=12)
     for share in (0.0, 0.5, 1.0):
-        y = top + PANEL * (1.0 - share)
+        y = top + tall * (1.0 - share)
         yield f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#ddd"/>'
-        yield _text(LEFT - 6, y + 4, f"{highest * share:,g}", size=11, anchor="end")
+        yield text_at(LEFT - 6, y + 4, f"{highest * share:,g}", size=11, anchor="end")
     for share, label in panel.ticks:
-        yield _text(_x(share), top + PANEL + 16, label, size=11, anchor="middle")
+        yield text_at(_x(share), top + tall + 16, label, size=11, anchor="middle")
     for at, name in enumerate(panel.legend):
-        yield _text(LEFT + 200 + at * 50, top - 6, name, size=12, colour=COLOURS[at % len(COLOURS)])
+        yield text_at(LEFT + 200 + at * 50, top - 6, name, size=12, colour=COLOURS[at % len(COLOURS)])
     for at, line in enumerate(panel.lines):
         colour = COLOURS[at % len(COLOURS)]
-        points = [(_x(x), None if value is None else top + PANEL * (1.0 - value / highest)) for x, value in line]
+        points = [(_x(x), None if value is None else top + tall * (1.0 - value / highest)) for x, value in line]
         yield _path(points, colour)
         if panel.dots:
             yield from (
@@ -95,6 +96,7 @@ def _path(points: Iterable[Point], colour: str) -> str:
     return f'<path d="{"".join(moves)}" {shape} stroke="{colour}"/>'
 
 
-def _text(x: float, y: float, text: str, *, size: int, colour: str = "#222", anchor: str = "start") -> str:
+def text_at(x: float, y: float, text: str, *, size: int, colour: str = "#222", anchor: str = "start") -> str:
+    """Return a piece of text at a place on the page."""
     where = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{colour}" text-anchor="{anchor}"'
     return f"<text {where}>{escape(text)}</text>"

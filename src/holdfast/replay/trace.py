@@ -10,6 +10,7 @@ Reads line by line: a trace may be longer than memory. Must never skip a bad lin
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
@@ -94,3 +95,21 @@ def _check(request: TraceRequest, block: int, before: float, where: str) -> None
         )
     if request.timestamp < before:
         raise BadTrace(f"{where}: timestamp {request.timestamp:g} is before the line above it ({before:g}).")
+
+
+def chosen(
+    path: Path, block: int = TRACE_BLOCK, limit: int | None = None, max_output: int | None = None
+) -> Iterator[TraceRequest]:
+    """Yield the first requests of a trace, with answers of at most so many tokens; errors as in `read_trace`.
+
+    Args:
+        path: the file.
+        block: tokens for which one hash id stands.
+        limit: how many requests; None: all.
+        max_output: tokens; None: as recorded.
+    """
+    for request in itertools.islice(read_trace(path, block), limit):
+        if max_output is not None and request.output_length > max_output:
+            yield msgspec.structs.replace(request, output_length=max_output)
+        else:
+            yield request
