@@ -7,16 +7,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from datetime import UTC, datetime
-
-import msgspec
 
 from holdfast.base.ids import InstanceId
 from holdfast.engines.mock.config import MockConfig
-from holdfast.engines.mock.vocabulary import vocabulary
 from holdfast.frontend.config import FrontendConfig
 from holdfast.health.config import CanaryConfig
-from holdfast.models.card import ModelCard, PromptFiles
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.config import AdmissionSettings
@@ -26,9 +21,9 @@ from holdfast.sim.faults import Moment
 from holdfast.sim.history import History
 from holdfast.sim.plan import Plan, frontend_names, instance_of, worker_names
 from holdfast.sim.processes import FrontendProcess, SimProcess, WorkerHost
+from holdfast.sim.texts import published_files
 from holdfast.sim.workload import Wish
 from holdfast.sim.world import World
-from holdfast.text.model import TextModel, encode_prompt_files, load_text
 from holdfast.worker.config import WorkerConfig
 
 RPC_PORT = 7000
@@ -186,7 +181,7 @@ class SimCluster:
             insecure=not plan.secret,
             engine_request_limit=plan.limit,
             health=CanaryConfig(health_check_enabled=plan.canary, canary_wait_time=1.0),
-            shutdown=ShutdownBudget(shutdown_total_timeout=8.0, shutdown_inflight_timeout=0.6),
+            shutdown=ShutdownBudget(shutdown_total_timeout=8.0, shutdown_inflight_timeout=plan.drain),
         )
 
     def engine_config(self) -> MockConfig:
@@ -207,7 +202,7 @@ class SimCluster:
             secret=plan.secret,
             hang_floor_secs=HANG_FLOOR,
             inhibited_duration_secs=INHIBITED,
-            http_graceful_shutdown_timeout_secs=3.0,
+            http_graceful_shutdown_timeout_secs=plan.grace,
             http_sse_keep_alive_interval_ms=1500,
             http_max_requests=plan.most_requests,
             requests=RequestSettings(
@@ -231,41 +226,6 @@ class SimCluster:
         """Return a frontend's cache of model files, as an earlier start left it."""
         store = ArtifactStore()
         if self.plan.kv_warm:
-            for data in _files():
+            for data in published_files():
                 store.put(data)
         return store
-
-
-@functools.cache
-def _files() -> tuple[bytes, ...]:
-    """Return what a worker with the mock engine publishes."""
-    files = vocabulary().files
-    prompt_files = PromptFiles(files.chat_template, files.bos_token, files.eos_token, {})
-    return files.tokenizer_json, encode_prompt_files(prompt_files)
-
-
-_READ: dict[bytes, TextModel] = {}
-_encode = msgspec.msgpack.encode
-
-
-def read_text(
-    card: ModelCard,
-    store: ArtifactStore,
-    *,
-    like: TextModel | None = None,
-    now: Callable[[], datetime] | None = None,
-) -> TextModel | None:
-    """Return a model's text machinery, read once per process: it never changes, and takes longer than a universe.
-
-    Arguments as in `text.model.load_text`.
-    """
-    del now
-    if store.get(card.prompt_files) is None or store.get(card.tokenizer) is None:
-        return None
-    key = _encode(card)
-    found = _READ.get(key)
-    if found is None:
-        found = load_text(card, store, like=like, now=lambda: datetime.fromtimestamp(0, UTC))
-        if found is not None:
-            _READ[key] = found
-    return found

@@ -16,9 +16,9 @@ from holdfast.sim.faults import AnyFault, Moment
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Wish, Workload
 
-Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload", "exodus"]
+Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload", "exodus", "blind"]
 PROFILES: tuple[Profile, ...] = (
-    "mixed", "mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload", "exodus",
+    "mixed", "mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload", "exodus", "blind",
 )  # fmt: skip
 
 
@@ -82,6 +82,10 @@ class Plan(msgspec.Struct, frozen=True):
     """Seconds for which a client may take nothing."""
     migration_limit: int = 3
     """Moves of a stream because of faults."""
+    drain: float = 0.6
+    """Seconds that streams have to finish on a worker that leaves."""
+    grace: float = 3.0
+    """Seconds that requests have to finish at a frontend that leaves."""
 
 
 def frontend_names(shape: Shape) -> list[str]:
@@ -147,6 +151,10 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
     "rollout": ("rolling-restart", "rolling-restart", "rolling-restart", "terminate", "crash", "engine-error"),
     "exodus": ("terminate", "terminate", "terminate", "crash"),
     "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
+    "blind": (
+        "discovery-stale", "discovery-stale", "discovery-partial", "discovery-outage", "crash", "crash", "terminate",
+        "reset", "rolling-restart",
+    ),
     "overload": ("overload", "overload", "crash", "freeze", "engine-refuse", "terminate", "killer-prompt"),
 }  # fmt: skip
 _STREAM_MOMENTS: tuple[Moment, ...] = ("stream", "dispatch", "accept", "first", "stream", "end", "now")

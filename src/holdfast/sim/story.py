@@ -9,11 +9,10 @@ import bisect
 from collections.abc import Collection, Iterator
 
 from holdfast.engines.contract import unpack_ids
-from holdfast.sim.cluster import instance_of
 from holdfast.sim.faults import AnyFault
 from holdfast.sim.history import Call, Fired, History, Life, Sequence, Violation
 from holdfast.sim.oracles.answers import first_error, read
-from holdfast.sim.plan import Plan, worker_names
+from holdfast.sim.plan import Plan, instance_of, worker_names
 
 _QUIET = ("unknown", "probing")
 """States of workers that say little."""

@@ -21,7 +21,12 @@ Reading = Literal["at once", "slowly", "stalls"]
 Leaving = Literal["", "time", "tokens"]
 
 _WORDS = ("river", "stone", "lamp", "cloud", "paper", "engine", "harbour", "winter")
-_STOPS = (["e t"], [" s"], ["ar", "zz"], ["q"], ["the a", " in"])
+_STOPS = (["e t"], [" s"], ["ar", "zz"], ["q"], ["the a", " in"], ["e c", "e s", "t m", "r p", "n a", "d o", "y i"])
+"""Most of them span two tokens, so that a move may come between their halves."""
+_LETTERS = "naïve façades, 漢字かな交じり, Ωμέγα, 🦊🌲, and that is all there is to say"
+"""Characters of several tokens each."""
+_AGAIN_AND_AGAIN = "]] [[mock:".join(f"error-after {at}" for at in range(16, 0, -2))
+"""Each attempt brings two tokens and fails, until the migration limit ends it."""
 
 
 class Manner(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -115,12 +120,12 @@ class Workload:
         k = tape.choose(12, "directive at")
         found = {
             1: f"eos-after {1 + k}",
-            2: f"error-after {k}",
+            2: f"error-after {k}" if k < 9 else _AGAIN_AND_AGAIN,
             3: f"abort-after {k}",
             4: f"refuse {1 + k % 2}",
             5: f"prefill {0.1 + k / 10:.1f}",
             6: f"slow {2 + k % 3}",
-            7: f"say so be it, {k} times; that is all there is to say",
+            7: f"say so be it, {k} times; {_LETTERS}",
             8: f"{('crash', 'freeze')[k % 2]}-after {k}" if tape.chance(0.2, "deadly") else "",
         }.get(number)
         return f" [[mock:{found}]]" if found else ""

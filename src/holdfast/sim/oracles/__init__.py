@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from holdfast.sim.history import History, Violation
-from holdfast.sim.oracles import cause, kept, p01, p02, p03, p04, p05, p06, p07, p08, p09, p11, p12, p13
+from holdfast.sim.oracles import cause, kept, noticed, p01, p02, p03, p04, p05, p06, p07, p08, p09, p11, p12, p13
 from holdfast.sim.oracles.facts import Facts, facts_of
 from holdfast.sim.plan import Plan
 
@@ -29,11 +29,18 @@ ORACLES: dict[str, Oracle] = {
     "P13": p13.check,
     "kept": kept.check,
     "cause": cause.check,
+    "noticed": noticed.check,
 }
 """In this order: P3 needs what P1 works out."""
 
 
-def check_all(history: History, plan: Plan) -> list[Violation]:
-    """Return every broken promise."""
-    facts = facts_of(history, plan)
+def check_all(history: History, plan: Plan, stretch: float = 1.0) -> list[Violation]:
+    """Return every broken promise.
+
+    Args:
+        history: what happened.
+        plan: what was asked for.
+        stretch: bounds on time are multiplied by it; 1 in a simulation, more on a machine shared with others.
+    """
+    facts = facts_of(history, plan, stretch)
     return [violation for oracle in ORACLES.values() for violation in oracle(facts)]

@@ -25,7 +25,7 @@ CAUSES: dict[str, frozenset[str]] = {
     "cannot_connect": _GONE | _SILENT,
     "peer_silent": _SILENT,
     "accept_overdue": _SILENT,
-    "worker_stalled": _SILENT | {"engine-hang", "engine-slow", "engine-compile"},
+    "worker_stalled": _SILENT | {"engine-hang", "engine-slow"},
     "worker_draining": _GONE,
     "engine_failed": frozenset({"engine-error", "out-of-memory", "crash", "terminate", "rolling-restart"}),
     "stream_incomplete": frozenset({"engine-abort", "engine-miscount"}),

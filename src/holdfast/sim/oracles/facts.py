@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from holdfast.sim.faults import Terminate
 from holdfast.sim.history import Call, Ended, History, Life, Sequence
 from holdfast.sim.oracles.answers import Answer, read
 from holdfast.sim.oracles.truth import Truth
@@ -20,6 +21,10 @@ UNFAIR = frozenset({
 """Faults after which a frontend and a worker may need a while to hear each other."""
 
 
+SILENCING = frozenset({"freeze", "slow", "partition", "delay", "power-loss"})
+"""Those after which one side does not know at once what the other did: nothing is broken that either could see."""
+
+
 class Facts(msgspec.Struct):
     """See the module."""
 
@@ -30,6 +35,11 @@ class Facts(msgspec.Struct):
     endings: dict[tuple[str, int], Ended] = {}
     """The frontends' last words, by call and choice."""
     answers: dict[str, Answer] = {}
+
+    calls: dict[str, Call] = {}
+    """By name."""
+    stretch: float = 1.0
+    """How much longer than in a simulation things may take: real processes share their machine with others."""
 
     @property
     def sequences(self) -> list[Sequence]:
@@ -55,12 +65,15 @@ class Facts(msgspec.Struct):
         """Return one start of a process."""
         return next((x for x in self.history.lives if x.name == name and x.incarnation == incarnation), None)
 
-    def disturbed(self, names: set[str], since: float, until: float) -> float:
-        """Return when the last disturbance of these processes within a time was over; 0: there was none."""
+    def disturbed(self, names: set[str], since: float, until: float, kinds: frozenset[str] = UNFAIR) -> float:
+        """Return when the last disturbance of these processes within a time was over; 0: there was none.
+
+        With `UNFAIR` kinds a new start of one of them counts too.
+        """
         hits = [
             fault.until
             for fault in self.history.fired
-            if fault.kind in UNFAIR
+            if fault.kind in kinds
             and (fault.target in names or fault.peer in names)
             and fault.at <= until
             and fault.until >= since
@@ -68,7 +81,7 @@ class Facts(msgspec.Struct):
         hits += [
             life.ready or life.started
             for life in self.history.lives
-            if life.name in names and life.incarnation > 1 and since <= life.started <= until
+            if kinds is UNFAIR and life.name in names and life.incarnation > 1 and since <= life.started <= until
         ]
         return max(hits, default=0.0)
 
@@ -80,8 +93,23 @@ class Facts(msgspec.Struct):
             if fault.target == name and fault.kind in ("freeze", "slow")
         )
 
+    def hurried(self, life: Life) -> bool:
+        """Return whether a process that leaves was told so twice: then it waits for nothing."""
+        rollouts = len(self.history.rollouts)
+        told = 0
+        for fault in self.history.fired:
+            if life.started <= fault.at and not (life.ended and fault.at > life.ended):
+                told += fault.kind == "terminate" and fault.target == life.name
+                told += rollouts if fault.kind == "rolling-restart" else 0
+        twice = any(
+            isinstance(fault, Terminate) and fault.target == life.name and fault.signals > 1
+            for fault in self.plan.faults
+        )
+        return told > 1 or twice
 
-def facts_of(history: History, plan: Plan) -> Facts:
-    """Return a history's facts."""
+
+def facts_of(history: History, plan: Plan, stretch: float = 1.0) -> Facts:
+    """Return a history's facts; ``stretch`` as in `Facts`."""
     endings = {(ending.label, ending.choice): ending for ending in history.endings}
-    return Facts(history, plan, endings=endings)
+    calls = {call.name: call for call in history.calls}
+    return Facts(history, plan, endings=endings, calls=calls, stretch=stretch)

@@ -3,10 +3,11 @@
 Not one of the thirteen promises, but what they are for: no stream is let go while a worker could go on with it. Every
 terminal event that is no success must be explained by one of these, read from the history alone:
 
-* a mistake of the client, its leaving, its stalling, its deadline (which must have passed);
+* a mistake of the client, its leaving, its stalling, its own deadline (which must have passed); the frontend's bound of
+  40 s on every request is for those who read slowly, for nobody else waits as long as that;
 * another choice of the same request failed;
 * lack of room in a universe that is made to lack it, a full waiting line, or refusals on command;
-* the frontend was told to leave;
+* the frontend was told to leave, and the grace for its requests is over (or it was told to hurry);
 * the migration limit: at least that many attempts failed by somebody's fault;
 * a prompt that kills: at least two workers died under the stream;
 * no worker: none had been ready, staying and undisturbed for the last `CALM` seconds.
@@ -62,7 +63,7 @@ def _stalled(_: Facts, call: Call, __: Ended) -> bool:
 def _overdue(facts: Facts, call: Call, ending: Ended) -> bool:
     own = call.headers.get("x-holdfast-timeout-ms", "")
     bound = int(own) / 1000 if own else facts.plan.request_timeout
-    return ending.at - call.sent >= bound - EARLY
+    return bool(own or call.slow) and ending.at - call.sent >= bound - EARLY
 
 
 def _mistaken(_: Facts, call: Call, __: Ended) -> bool:
@@ -75,9 +76,12 @@ def _crowded(facts: Facts, call: Call, ending: Ended) -> bool:
 
 
 def _leaving(facts: Facts, call: Call, ending: Ended) -> bool:
-    return any(
-        life.name == call.frontend and life.draining and life.draining <= ending.at for life in facts.history.lives
-    )
+    for life in facts.history.lives:
+        if life.name == call.frontend and life.draining and life.draining <= ending.at:
+            over = ending.at - life.draining >= facts.plan.grace - EARLY
+            if over or ending.state == "rejected" or facts.hurried(life):
+                return True
+    return False
 
 
 def _exhausted(facts: Facts, call: Call, ending: Ended) -> bool:
@@ -91,7 +95,7 @@ def _deadly(facts: Facts, call: Call, ending: Ended) -> bool:
 
 
 def _deserted(facts: Facts, call: Call, ending: Ended) -> bool:
-    since = ending.at - CALM
+    since = ending.at - CALM * facts.stretch
     for life in facts.history.lives:
         there = life.role == "worker" and life.ready and life.ready <= since
         stays = not (life.ended and life.ended <= ending.at) and not (life.draining and life.draining <= ending.at)

@@ -8,8 +8,8 @@ Asserted for every answer that came to its end (the response was complete):
 * everything can be read as JSON of the API's form.
 
 And for every call: its answer was complete, or its client left, or the connection broke for a reason: the frontend
-died, was told to leave and out of grace, or the client took nothing for longer than its bound. A request that nobody
-answers at all has ``ending == ""`` when the universe is over.
+died, or was told to leave and is out of grace (or was told to hurry), or the client took nothing for longer than its
+bound. A request that nobody answers at all has ``ending == ""`` when the universe is over.
 
 During the run the frontends' own streams are watched: a second terminal event, or bytes after the end of a response,
 is a breach at once. No tolerance.
@@ -63,7 +63,8 @@ def _wrong(facts: Facts, call: Call, answer: Answer) -> Iterator[str]:
 def _excused(facts: Facts, call: Call) -> bool:
     """Whether there was nobody left to answer, or nobody to take it."""
     for life in facts.history.lives:
-        over = min(life.ended or call.ended + 1, life.draining or call.ended + 1)
+        grace = 0.0 if facts.hurried(life) else facts.plan.grace
+        over = min(life.ended or call.ended + 1, life.draining + grace if life.draining else call.ended + 1)
         if life.name == call.frontend and life.started <= call.ended and over <= call.ended:
             return True
     ending = facts.endings.get((call.name, 0))

@@ -28,6 +28,6 @@ def check(facts: Facts) -> Iterator[Violation]:
             if ending is None:
                 continue
             took = ending.at - call.sent - facts.stopped(call.frontend, call.sent, ending.at)
-            if took > bound + SLACK:
+            if took > bound + SLACK * facts.stretch:
                 where = {"call": call.name, "choice": choice, "took": round(took, 3), "bound": bound}
                 yield Violation("P5", "a request outlived its deadline", where)

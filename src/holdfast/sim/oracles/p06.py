@@ -4,6 +4,8 @@ Asserted: for every choice whose terminal state is ``rejected``, and every reque
 engine took a sequence of it. Excused is a sequence whose acceptance the frontend could not know of: the attempt
 failed on the way (a fault of the transport) before the worker's word arrived.
 
+No engine is given a sequence again that an engine has refused as a mistake, unless that word was lost on the way.
+
 A mistake (``valid`` is false) must be answered with a status from 400 to 499, unless its client left or its frontend
 was gone, full or leaving; it may have reached an engine, which must have refused it.
 """
@@ -15,8 +17,11 @@ from collections.abc import Iterator
 from holdfast.sim.history import Call, Violation
 from holdfast.sim.oracles.facts import Facts
 
-_UNKNOWN = ("migration_exhausted", "no_workers", "deadline_exceeded")
-"""Last words that follow upon failures on the way."""
+_UNKNOWN = ("migration_exhausted", "no_workers", "deadline_exceeded", "shutting_down")
+"""Last words that follow upon failures on the way, or that may come while the worker's word is on its way."""
+
+
+_MISTAKES = ("invalid_request", "context_length_exceeded", "unsupported_feature")
 
 
 def check(facts: Facts) -> Iterator[Violation]:
@@ -35,9 +40,25 @@ def check(facts: Facts) -> Iterator[Violation]:
         if not excused:
             where = {"call": sequence.label, "choice": choice, "worker": sequence.worker, "tokens": sequence.tokens}
             yield Violation("P6", "a rejected request was accepted by a worker", where)
+    yield from _again(facts, lost)
     for call in facts.history.calls:
         if not call.valid and call.ending == "complete" and not _refused(call):
             yield Violation("P6", "a mistake was not refused", {"call": call.name, "status": call.status})
+
+
+def _again(facts: Facts, lost: set[tuple[str, int, int]]) -> Iterator[Violation]:
+    refused: set[tuple[str, int]] = set()
+    for sequence in facts.sequences:
+        key = (sequence.label, sequence.request.choice)
+        if key in refused:
+            where = {"call": sequence.label, "worker": sequence.worker, "attempt": sequence.request.attempt}
+            yield Violation("P6", "a mistake was tried again", where)
+        if (
+            sequence.ending == "refused"
+            and sequence.error in _MISTAKES
+            and (*key, sequence.request.attempt) not in lost
+        ):
+            refused.add(key)
 
 
 def _refused(call: Call) -> bool:

@@ -2,14 +2,20 @@
 
 Asserted for every start of every worker: no user's sequence was taken by its engine later than the moment at which it
 told its callers that it drains. No tolerance: both are facts of one process, on one clock.
+
+And it keeps what it had accepted: no stream is sent away from it before the time for that (`Plan.drain`) is over,
+unless it was told to hurry.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from holdfast.sim.history import Violation
+from holdfast.sim.history import Failed, Violation
 from holdfast.sim.oracles.facts import Facts
+
+EARLY = 0.001
+"""Seconds; rounding."""
 
 
 def check(facts: Facts) -> Iterator[Violation]:
@@ -25,3 +31,15 @@ def check(facts: Facts) -> Iterator[Violation]:
                 "accepted": round(sequence.received, 4),
             }
             yield Violation("P8", "a draining worker accepted a request", where)
+    for failure in facts.history.failures:
+        if failure.code == "worker_draining" and failure.phase != "before accept":
+            yield from _sent_away(facts, failure)
+
+
+def _sent_away(facts: Facts, failure: Failed) -> Iterator[Violation]:
+    name = facts.name_of(failure.worker)
+    for life in facts.history.lives:
+        there = life.name == name and life.draining and life.draining <= failure.at
+        if there and failure.at < life.draining + facts.plan.drain - EARLY and not facts.hurried(life):
+            where = {"call": failure.label, "worker": name, "drained": life.draining, "moved": round(failure.at, 4)}
+            yield Violation("P8", "a draining worker sent a stream away before its time", where)

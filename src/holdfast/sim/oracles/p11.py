@@ -1,11 +1,11 @@
 """P11: after a cancel the engine stops within a bound.
 
-Asserted for every sequence that an engine took: when its stream has ended at the frontend, for whatever reason (the
-client left, the deadline passed, it went on elsewhere and finished there), the engine lets go of it within `PROMPT`:
-the latency of the network and one step. Where the worker, its frontend or the way between them was disturbed in that
-time, within `SILENCE` after the disturbance: a worker gives up a caller from whom it has heard nothing for 5 s, and a
-connection that breaks takes its streams with it at once. A worker that died has let go; so has an engine whose
-frontend died, within `SILENCE`.
+Asserted for every sequence that an engine took. Nobody wants it any more from the first of these on: its stream has
+ended at the frontend, for whatever reason; its attempt was given up, and the stream goes on elsewhere; its client left;
+its frontend was killed. Then the engine lets go of it within `PROMPT`: the latency of the network and one step. Where
+the worker, its frontend or the way between them was silenced in that time (frozen, parted, slow), within `SILENCE`
+after that: a worker gives up a caller from whom it has heard nothing for 5 s. A connection that breaks takes its
+streams with it at once, and so does the death of either process.
 
 At the end of the universe no engine has anything in hand (its own canaries aside).
 """
@@ -15,41 +15,67 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.sim.history import Sequence, Violation
-from holdfast.sim.oracles.facts import Facts
+from holdfast.sim.oracles.facts import SILENCING, Facts
 
 PROMPT = 0.3
 """Seconds: a few milliseconds of network, a step of 25 ms, and the slowest link's jitter many times over."""
 SILENCE = 7.0
 """Seconds: 5 s of silence, looked at every half a second, and what the network retransmits after a partition."""
 
+Attempt = tuple[str, int, int]
+
 
 def check(facts: Facts) -> Iterator[Violation]:
     """Return the breaches."""
+    given_up = {(f.label, f.choice, f.attempt): (f.at, "its attempt was given up") for f in facts.history.failures}
     for sequence in facts.sequences:
-        over = _over(facts, sequence)
-        if over is None:
+        unwanted = _unwanted(facts, sequence, given_up)
+        if unwanted is None:
             continue
-        name, at = over
+        name, at, why = unwanted
         life = facts.life(sequence.worker, sequence.incarnation)
         ended = sequence.ended or (life.ended if life is not None and life.ended else facts.history.finished)
-        if ended - at <= PROMPT:
+        if ended - at <= PROMPT * facts.stretch:
             continue
-        disturbed = facts.disturbed({name, sequence.worker}, at - 1.0, ended)
-        if not disturbed or ended > max(disturbed, at) + SILENCE:
+        disturbed = facts.disturbed({name, sequence.worker}, at - 1.0, ended, SILENCING)
+        if not disturbed or ended > max(disturbed, at) + SILENCE * facts.stretch:
             where = {
                 "call": sequence.label,
                 "worker": sequence.worker,
-                "stream ended": round(at, 4),
+                "why": why,
+                "at": round(at, 4),
                 "engine stopped": round(ended, 4) if sequence.ended else "never",
             }
-            yield Violation("P11", "an engine went on after its stream had ended", where)
+            yield Violation("P11", "an engine went on with what nobody wanted any more", where)
     for residue in facts.history.residues:
         if residue.engine:
             where = {"process": residue.name, "sequences": residue.engine}
             yield Violation("P11", "an engine had sequences in hand when everything was over", where)
 
 
-def _over(facts: Facts, sequence: Sequence) -> tuple[str, float] | None:
-    """Return whose stream it was and when that had ended; None: nobody knows."""
-    ending = facts.endings.get((sequence.label, sequence.request.choice))
-    return None if ending is None or not sequence.accepted else (ending.frontend, ending.at)
+def _unwanted(
+    facts: Facts, sequence: Sequence, given_up: dict[Attempt, tuple[float, str]]
+) -> tuple[str, float, str] | None:
+    """Return whose sequence it was, since when nobody wanted it, and why; None: somebody did, or nobody knows."""
+    call = facts.calls.get(sequence.label)
+    if call is None or not sequence.accepted:
+        return None
+    choice = sequence.request.choice
+    reasons = []
+    ending = facts.endings.get((sequence.label, choice))
+    if ending is not None:
+        reasons.append((ending.at, "its stream had ended"))
+    failed = given_up.get((sequence.label, choice, sequence.request.attempt))
+    if failed is not None:
+        reasons.append(failed)
+    if call.ending == "left":
+        reasons.append((call.ended, "its client had left"))
+    reasons += [
+        (life.ended, "its frontend had died")
+        for life in facts.history.lives
+        if life.name == call.frontend and life.how == "crashed" and life.started <= sequence.received <= life.ended
+    ]
+    if not reasons:
+        return None
+    at, why = min(reasons)
+    return call.frontend, max(at, sequence.received), why

@@ -1,0 +1,114 @@
+"""Noticed: nobody waits in silence.
+
+Not one of the thirteen promises, but the first pain of those who run such systems. Asserted are two bounds:
+
+* A worker that stands still (its process is frozen, or its engine hangs) for longer than the detector's bound has lost
+  its streams by then: each of them has failed there or has ended. Judged only where nothing else was wrong with the
+  worker, the frontend or the fleet, so that neither habit nor doubt about itself allows a detector more.
+* A stream that lost its worker, for whatever reason, has an attempt elsewhere (or its end) within `WAIT` seconds,
+  from the moment on in which a worker is there that is ready, stays and is not disturbed. Universes with prompts that
+  kill are excepted, for innocent streams have to wait for trials, and so are those that lack room or lose discovery.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from holdfast.sim.history import Failed, Fired, Sequence, Violation
+from holdfast.sim.oracles.facts import SILENCING, Facts
+
+BOUNDS = {"freeze": 2.2, "engine-hang": 2.8}
+"""Seconds: silence of 1.5 s, or the floor of 2 s (`cluster.HANG_FLOOR`) after the last pong that showed progress; then
+checks and pings 0.1 and 0.25 s apart, and the network."""
+HABIT = 120.0
+"""Seconds for which a detector remembers that this worker is slow."""
+WAIT = 3.0
+_ENGINES = frozenset({"engine-hang", "engine-slow", "engine-compile"})
+_SLOW = ("[[mock:prefill", "[[mock:slow", "[[mock:compile")
+_DEADLY = ("[[mock:crash", "[[mock:freeze", "[[mock:hang", "[[mock:die")
+
+
+def check(facts: Facts) -> Iterator[Violation]:
+    """Return the breaches."""
+    failed = {(f.label, f.choice, f.attempt): f.at for f in facts.history.failures}
+    for fault in facts.history.fired:
+        bound = BOUNDS.get(fault.kind, 0.0) * facts.stretch
+        if bound and fault.until > fault.at + bound and _alone(facts, fault, fault.at + bound):
+            for sequence in facts.sequences:
+                if _waited(facts, fault, sequence, fault.at + bound, failed):
+                    where = {"call": sequence.label, "worker": fault.target, "kind": fault.kind, "since": fault.at}
+                    yield Violation("noticed", "a worker stood still and nobody noticed", where)
+    if facts.plan.profile != "overload" and not any(
+        mark in str(c.body) for c in facts.history.calls for mark in _DEADLY
+    ):
+        yield from _orphans(facts)
+
+
+def _alone(facts: Facts, fault: Fired, until: float) -> bool:
+    """Whether nothing else troubled any worker meanwhile, nor this one lately."""
+    return not any(
+        (other.kind in SILENCING or other.kind in _ENGINES)
+        and other is not fault
+        and other.at <= until
+        and other.until >= (fault.at - HABIT if fault.target in (other.target, other.peer) else fault.at - 1.0)
+        for other in facts.history.fired
+    )
+
+
+def _waited(
+    facts: Facts, fault: Fired, sequence: Sequence, until: float, failed: dict[tuple[str, int, int], float]
+) -> bool:
+    """Whether a sequence was in that worker's hand all the time, and its frontend did nothing."""
+    if sequence.worker != fault.target or not sequence.accepted:
+        return False
+    call = facts.calls.get(sequence.label)
+    slow = any(mark in str(c.body) for c in facts.history.calls for mark in _SLOW)
+    if call is None or (slow and fault.kind == "engine-hang"):
+        return False
+    over = sequence.ended or facts.history.finished
+    if not (sequence.received < fault.at - 0.05 and over > until and call.ending != "left"):
+        return False
+    choice = sequence.request.choice
+    ending = facts.endings.get((sequence.label, choice))
+    gone = facts.disturbed({call.frontend}, fault.at - 1.0, until)
+    given_up = failed.get((sequence.label, choice, sequence.request.attempt))
+    noticed = [at for at in (given_up, ending.at if ending is not None else None) if at is not None]
+    return not gone and (not noticed or min(noticed) > until)
+
+
+def _orphans(facts: Facts) -> Iterator[Violation]:
+    """Look at the times in which streams had lost one worker and had no other."""
+    found: dict[tuple[str, int], list[float]] = defaultdict(list)
+    for sequence in facts.sequences:
+        found[sequence.label, sequence.request.choice].append(sequence.received)
+    for ending in facts.history.endings:
+        found[ending.label, ending.choice].append(ending.at)
+    for failure in facts.history.failures:
+        again = [
+            other.at
+            for other in facts.history.failures
+            if (other.label, other.choice) == (failure.label, failure.choice) and other.attempt > failure.attempt
+        ]
+        later = [at for at in found[failure.label, failure.choice] if at >= failure.at]
+        until = min(later + again, default=facts.history.finished)
+        if until - failure.at > WAIT * facts.stretch and (since := _served(facts, failure, until)):
+            where = {"call": failure.label, "frontend": failure.frontend, "lost": failure.at, "there": since}
+            yield Violation("noticed", "a stream waited although a worker was there", {**where, "until": until})
+
+
+def _served(facts: Facts, failure: Failed, until: float) -> float:
+    """Return since when a worker was there that could have taken the stream; 0: none was for long enough."""
+    blind = any(
+        f.kind.startswith("discovery-") and f.at <= until and f.until >= failure.at for f in facts.history.fired
+    )
+    for life in facts.history.lives if not blind else ():
+        if life.role != "worker" or not life.ready:
+            continue
+        since = max(failure.at, life.ready)
+        stays = not any(0 < at <= until for at in (life.draining, life.ended))
+        if stays and until - since > WAIT * facts.stretch:
+            lately = since - 10.0 if life.incarnation == 1 else since
+            if not facts.disturbed({life.name, failure.frontend}, lately, until, SILENCING):
+                return since
+    return 0.0
