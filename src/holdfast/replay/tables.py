@@ -10,11 +10,13 @@ from holdfast.replay.report import Report, Spread
 
 _QUANTILES = "mean / p50 / p90 / p99 / max"
 
+MOST_DETAILED = 2
+
 Cell = Callable[[Report], str]
 
 
 def table(reports: Sequence[Report]) -> Table:
-    """Return a rich table with one column for each report, and the workers' shares below."""
+    """Return a rich table with one column for each report; up to `MOST_DETAILED` also with the workers' shares."""
     loads = " · ".join(dict.fromkeys(report.load for report in reports))
     shown = Table(title=loads, title_justify="left", caption=f"ms: {_QUANTILES}", caption_justify="left")
     shown.add_column("", no_wrap=True)
@@ -22,7 +24,7 @@ def table(reports: Sequence[Report]) -> Table:
         shown.add_column(report.title, justify="right")
     for name, cell in _ROWS:
         shown.add_row(name, *(cell(report) for report in reports))
-    for title, cell in _workers(reports):
+    for title, cell in _workers(reports) if len(reports) <= MOST_DETAILED else ():
         shown.add_row(title, *(cell(report) for report in reports))
     return shown
 
