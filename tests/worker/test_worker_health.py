@@ -73,7 +73,7 @@ async def test_alive_is_not_ready_and_the_answer_says_what_is_missing() -> None:
             await worker.ready.wait()
         status, body = await ask(address, "/health")
         assert (status, body["status"], body["state"], body["reasons"]) == (200, "ready", "ready", [])
-        served = {"generate", "artifact", "holdfast_canary", "control"}
+        served = {"generate", "artifact", "holdfast_canary", "kv_events", "control"}
         assert body["endpoints"] == dict.fromkeys(served, "ready")
         assert body["load"]["kv_total_blocks"] == MockConfig().num_blocks
         assert (await ask(address, "/metadata"))[1]["system_address"] == address

@@ -270,7 +270,7 @@ async def test_the_record_appears_when_ready_and_goes_on_purpose():
     assert (record.instance, record.epoch, record.endpoints) == (
         "00ff" * 4,
         worker.epoch,
-        ("generate", "artifact", "holdfast_canary", "control"),
+        ("generate", "artifact", "holdfast_canary", "kv_events", "control"),
     )
     async with linked(record.address) as link:
         other = await generate(link, request()).ended()

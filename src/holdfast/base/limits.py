@@ -103,3 +103,9 @@ LARGE_BODY_BYTES = 64 * 1024
 
 DISCOVERY_RECORD_BYTES = 1024 * 1024
 """Largest instance record."""
+
+KV_BLOCKS_PER_WORKER = 64 * 1024 * 1024
+"""Blocks of one worker that a frontend indexes; one that says to hold more is served approximately."""
+
+RANKS_PER_WORKER = 1_024
+"""Data-parallel ranks of one worker."""

@@ -120,7 +120,12 @@ def _print(status: Status) -> None:
         print(paint("discovery cannot be reached: what follows is the last view", "yellow"))
     if status.workers:
         print(
-            table([("WORKER", "STATE", "AS SEEN BY FRONTENDS", "PID", "ADDRESS", "ENGINE", "MODELS"), *_rows(status)])
+            table(
+                [
+                    ("WORKER", "STATE", "AS SEEN BY FRONTENDS", "KV CACHE", "PID", "ADDRESS", "ENGINE", "MODELS"),
+                    *_rows(status),
+                ]
+            )
         )
         for worker, problem in _problems(status):
             print(f"worker {worker}: {paint(problem, 'yellow')}")
@@ -141,14 +146,17 @@ def _problems(status: Status) -> list[tuple[str, str]]:
 
 def _rows(status: Status) -> list[tuple[str, ...]]:
     seen: dict[str, set[str]] = {}
+    known: dict[str, set[str]] = {}
     for frontend in status.frontends:
         for instance in frontend.instances:
             seen.setdefault(str(instance.get("instance_id")), set()).add(str(instance.get("state")))
+            known.setdefault(str(instance.get("instance_id")), set()).add(_cache(instance.get("kv") or {}))
     return [
         (
             record.instance,
             paint(record.state, state_colour(record.state)),
             ", ".join(sorted(seen.get(record.instance, {"-"}))),
+            ", ".join(sorted(known.get(record.instance, {"-"}))),
             str(record.pid or "-"),
             record.address,
             ", ".join(sorted({card.engine for card in record.cards})) or "-",
@@ -156,6 +164,12 @@ def _rows(status: Status) -> list[tuple[str, ...]]:
         )
         for record in status.workers
     ]
+
+
+def _cache(known: dict[str, Any]) -> str:
+    """Return how well a frontend knows a worker's KV cache, and how many blocks are in it."""
+    state = str(known.get("state", "none"))
+    return f"{state} ({known.get('blocks', 0)} blocks)" if state in ("exact", "resynchronising") else state
 
 
 def _slot_colour(state: str) -> str:

@@ -161,6 +161,8 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     penalties: bool = False
     prefix_cache: bool = False
     kv_events: bool = False
+    kv_hashes: Literal["sequence", "engine"] = "engine"
+    """How its KV events name blocks: by `kv.hashes.block_hashes`, or by hashes of its own."""
     kv_export: bool = False
 
 
@@ -263,6 +265,16 @@ class Engine(abc.ABC):
     def take_kv_events(self) -> list[KvEvent]:
         """Return and forget the KV events since the last call, in order."""
         return []
+
+    def kv_cached_blocks(self) -> tuple[int, ...]:
+        """Return how many distinct blocks each rank's device cache holds; empty: the engine does not say.
+
+        What `take_kv_events` has told must lead to the same numbers.
+        """
+        return ()
+
+    def resend_kv_events(self) -> None:
+        """Let the next `take_kv_events` begin with `AllBlocksCleared` and tell of everything that is held."""
 
     def child_pids(self) -> tuple[int, ...]:
         """Return the processes without which this engine cannot work; their end is its death."""

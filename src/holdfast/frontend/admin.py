@@ -106,6 +106,7 @@ class _Routes:
                     "problem": w.trouble,
                     "models": [card.name for card in w.record.cards],
                     "pid": w.record.pid,
+                    "kv": msgspec.to_builtins(self._frontend.knowledge.status_of(w.instance)),
                 }
                 for w in pool.all_workers()
             ],

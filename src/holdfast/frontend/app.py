@@ -25,6 +25,7 @@ from holdfast.health.readiness import Verdict
 from holdfast.openai.errors import error_response
 from holdfast.openai.headers import find_header, request_label
 from holdfast.requests.service import Services
+from holdfast.routing.knowledge import PrefixKnowledge
 from holdfast.runtime.pool import WorkerPool
 from holdfast.telemetry.spans import NO_SPANS, Spans
 
@@ -45,6 +46,7 @@ class Frontend:
         metrics: counts.
         spans: where traces go.
         wall: calendar time in seconds since 1970, for presentation alone.
+        knowledge: of the workers' KV caches.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class Frontend:
         *,
         spans: Spans = NO_SPANS,
         wall: Callable[[], float] = time.time,
+        knowledge: PrefixKnowledge | None = None,
     ):
         self.config = config
+        self.knowledge = knowledge or PrefixKnowledge(config.knowledge)
         self.services = services
         self.pool = pool
         self.registry = registry

@@ -22,6 +22,8 @@ from holdfast.frontend.sharing import SharedThresholds
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.service import Services
+from holdfast.routing.knowledge import PrefixKnowledge
+from holdfast.routing.knowledge_keeper import KnowledgeKeeper
 from holdfast.runtime.detector import DetectorSettings
 from holdfast.runtime.discovery.contract import Discovery
 from holdfast.runtime.inhibition import InhibitionSettings
@@ -75,6 +77,8 @@ class Assembled:
             on_read_done=self.flusher.flush,
         )
         self.metrics = FrontendMetrics(config.metrics)
+        self.knowledge = PrefixKnowledge(config.knowledge)
+        self._keeper = KnowledgeKeeper(self.knowledge, self.pool, follow=config.knowledge.use_kv_events)
         self.services = Services(
             config.requests, self.pool, self.flusher, self.metrics, rng=rng, mode=config.router_mode
         )
@@ -87,6 +91,7 @@ class Assembled:
             self.metrics,
             spans=make_spans(self.caller),
             wall=wall,
+            knowledge=self.knowledge,
         )
         self._shared: SharedThresholds
 
@@ -107,9 +112,10 @@ class Assembled:
         await self.pool.start()
 
     async def run(self) -> None:
-        """Load models and share thresholds until cancelled."""
+        """Load models, follow KV events and share thresholds until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.registry.run())
+            group.create_task(self._keeper.run())
             group.create_task(self._shared.run())
 
     async def close(self) -> None:

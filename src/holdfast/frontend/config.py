@@ -11,6 +11,7 @@ from holdfast.base.settings import setting
 from holdfast.frontend.https import HttpTls
 from holdfast.health.config import SystemConfig
 from holdfast.requests.config import RequestSettings
+from holdfast.routing.knowledge_config import KnowledgeSettings
 from holdfast.routing.policy import RouterMode
 from holdfast.runtime.tls import WireTls
 from holdfast.telemetry.metric import MetricSettings
@@ -137,6 +138,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool, setting("DYN_DISABLE_FRONTEND_ADMIN_API", "Do not offer routes that change something (/busy_threshold).")
     ] = False
     system: SystemConfig = SystemConfig()
+    knowledge: KnowledgeSettings = KnowledgeSettings()
+    """What is known of the workers' KV caches, and from where."""
     requests: RequestSettings = RequestSettings()
     explain_requests: Annotated[
         int,

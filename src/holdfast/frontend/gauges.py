@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from holdfast.frontend.kv_gauges import KvGauges
 from holdfast.frontend.metrics import shown_state
 from holdfast.frontend.standing import Standing
 from holdfast.models.card import ModelCard
@@ -65,6 +66,7 @@ class Gauges:
         self._told = (0, 0, 0)
         self._seen_models: set[str] = set()
         self._standing = Standing(frontend)
+        self._kv = KvGauges(r, frontend.knowledge, frontend.pool)
         r.watch_process()
 
     def render(self) -> bytes:
@@ -80,6 +82,7 @@ class Gauges:
         self._streams()
         self._each_worker(workers)
         self._standing.refresh()
+        self._kv.refresh()
         for kind, held in frontend.services.leases.sums().items():
             self._leases.labels(kind).set(held)
         for gauge in self._plane:

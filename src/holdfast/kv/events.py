@@ -11,8 +11,9 @@ import msgspec
 class BlockStored(msgspec.Struct, frozen=True, tag="stored", omit_defaults=True):
     """Blocks became available, in prefix order.
 
-    ``block_hashes``: u64 sequence hashes; ``parent_hash``: the block before the first, None at the root;
-    ``token_ids``: all tokens of the blocks, ``block_size`` each.
+    ``block_hashes``: u64, our sequence hashes or names of the engine's own (`Capabilities.kv_hashes`);
+    ``parent_hash``: the block before the first, None at the root; ``token_ids``: all tokens of the blocks,
+    ``block_size`` each.
     """
 
     block_hashes: tuple[int, ...]
@@ -21,6 +22,10 @@ class BlockStored(msgspec.Struct, frozen=True, tag="stored", omit_defaults=True)
     block_size: int
     medium: str = "GPU"
     dp_rank: int = 0
+    lora: str | None = None
+    """Adapter that the KV values belong to."""
+    salt: str | None = None
+    """Cache salt that keeps them apart."""
 
 
 class BlockRemoved(msgspec.Struct, frozen=True, tag="removed", omit_defaults=True):

@@ -2,8 +2,8 @@
 
 One `Space` for each block size: an exact index fed by events (`knowledge_feed`), an approximate one fed by decisions
 for workers that tell nothing, and a short memory of decisions whose events have not come yet. Models and adapters
-share a space: hashes differ where KV values differ (adapter and salt are hashed), and whoever asks considers only workers
-that serve the model.
+share a space: hashes differ where KV values differ (adapter and salt are hashed), and whoever asks considers only
+workers that serve the model.
 
 ::
 
@@ -136,8 +136,8 @@ class WorkerKnowledge:
     """What is known of one worker; `knowledge_feed` feeds it."""
 
     __slots__ = (
-        "_tally", "capacity", "epoch", "heard_at", "instance", "problem", "resynchronisations", "sequence", "space",
-        "state",
+        "_tally", "capacity", "epoch", "heard_at", "instance", "problem", "process", "resynchronisations", "sequence",
+        "space", "state",
     )  # fmt: skip
 
     def __init__(self, instance: str, space: Space, tally: Tally, capacity: int) -> None:
@@ -150,6 +150,8 @@ class WorkerKnowledge:
         """The start of the worker that the index speaks of; 0: of none."""
         self.sequence = 0
         """The last batch of events that is in the index."""
+        self.process = 0
+        """The start of the worker that decisions were made for; 0: not seen yet."""
         self.problem = ""
         """Why it is not ``exact``, for people."""
         self.resynchronisations = 0
@@ -206,6 +208,19 @@ class WorkerKnowledge:
         self.state, self.problem = "resynchronising", problem
         self.resynchronisations += 1
         self._tally.resynchronisations[reason] += 1
+
+    def interrupted(self, problem: str) -> None:
+        """Its events do not come at the moment; what it holds is taken for what it held."""
+        if self.state == "exact":
+            self.lost_track("broken", problem)
+
+    def repeated(self) -> None:
+        """Batches came that are in the index already."""
+        self._tally.repeated += 1
+
+    def rejected(self) -> None:
+        """A message could not be read or applied."""
+        self._tally.rejected += 1
 
     def counts(self) -> dict[int, Counts]:
         """Return what the index has of each rank that holds, or held, anything."""

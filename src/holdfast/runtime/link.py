@@ -103,8 +103,8 @@ class Link:
 
     @property
     def streams(self) -> int:
-        """Open streams on both connections."""
-        return sum(channel.core.open_streams for channel in self._channels())
+        """Open streams of work; what goes over bulk (files, KV events) is none."""
+        return 0 if self._control is None else self._control.core.open_streams
 
     @property
     def late_frames(self) -> int:

@@ -155,8 +155,8 @@ class WorkerServer:
 
     @property
     def open_streams(self) -> int:
-        """Streams that are not over, of all callers."""
-        return sum(connection.core.open_streams for connection in self._connections)
+        """Streams of work that are not over, of all callers; what goes over bulk (files, KV events) is no work."""
+        return sum(one.core.open_streams for one in self._connections if one.channel != "bulk")
 
     def drain(self, reason: str, remaining_ms: int) -> None:
         """Tell every caller, present and future, that nothing is accepted any more; running streams go on."""

@@ -10,11 +10,13 @@ Must never hold behaviour.
 from __future__ import annotations
 
 from holdfast.telemetry.frontend_metrics import FAULTS, MODELS, PLANE, QUEUE, REQUESTS, STANDING, WORKERS_SEEN
+from holdfast.telemetry.knowledge_metrics import KNOWLEDGE
 from holdfast.telemetry.metric import Metric
-from holdfast.telemetry.worker_metrics import ENGINE, HANDLER, LEAVING, PROCESS
+from holdfast.telemetry.worker_metrics import ENGINE, HANDLER, KV_EVENTS, LEAVING, PROCESS
 
 CATALOGUE: tuple[Metric, ...] = (
-    *REQUESTS, *QUEUE, *FAULTS, *MODELS, *WORKERS_SEEN, *STANDING, *PLANE, *HANDLER, *ENGINE, *LEAVING, *PROCESS,
+    *REQUESTS, *QUEUE, *FAULTS, *MODELS, *WORKERS_SEEN, *KNOWLEDGE, *STANDING, *PLANE,
+    *HANDLER, *ENGINE, *KV_EVENTS, *LEAVING, *PROCESS,
 )  # fmt: skip
 
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
@@ -23,10 +25,12 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Migration, cancellation, rejection, leases", FAULTS),
     ("Models", MODELS),
     ("Workers as a frontend sees them", WORKERS_SEEN),
+    ("What a frontend knows of KV caches", KNOWLEDGE),
     ("A frontend's own standing", STANDING),
     ("Request plane, transport and event loop", PLANE),
     ("A worker's calls", HANDLER),
     ("A worker's engine", ENGINE),
+    ("A worker's KV cache", KV_EVENTS),
     ("A worker that leaves", LEAVING),
     ("Every process", PROCESS),
 )

@@ -67,6 +67,40 @@ ENGINE = (
     gauge(f"{WORKER}leases", (*HOSTED, "kind"), "Leases held, by kind; zero at rest.", "worker", "holdfast"),
 )
 
+KV_EVENTS = (
+    counter(
+        f"{WORKER}kv_events_total",
+        (*HOSTED, "event_type", "status"),
+        "What the engine told about its KV cache: stored, removed, cleared, by what became of it: ok, "
+        "parent_block_not_found, block_not_found (not all were there), invalid_block, not_indexed (other medium).",
+        "worker",
+        "holdfast",
+    ),
+    gauge(
+        f"{WORKER}kv_cached_blocks",
+        HOSTED,
+        "Distinct blocks that frontends are told of, all tiers.",
+        "worker",
+        "holdfast",
+    ),
+    counter(f"{WORKER}kv_event_batches_total", HOSTED, "Numbered batches of changes.", "worker", "holdfast"),
+    gauge(f"{WORKER}kv_event_subscribers", HOSTED, "Frontends that follow.", "worker", "holdfast"),
+    counter(
+        f"{WORKER}kv_event_overruns_total",
+        HOSTED,
+        "Frontends so far behind that they got everything anew (DYN_KV_EVENTS_KEPT).",
+        "worker",
+        "holdfast",
+    ),
+    counter(
+        f"{WORKER}kv_event_resends_total",
+        HOSTED,
+        "Times the engine had to tell everything again because its own count was another.",
+        "worker",
+        "holdfast",
+    ),
+)
+
 LEAVING = (
     gauge(
         f"{COMPONENT}shutdown_stage_seconds",

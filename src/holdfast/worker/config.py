@@ -11,6 +11,7 @@ from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.runtime.tls import WireTls
 from holdfast.telemetry.spans import TraceSettings
+from holdfast.worker.kv_config import KvPublishConfig
 
 EngineName = Literal["llamacpp", "mock"]
 
@@ -92,5 +93,7 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How the worker tests its own engine."""
     traces: TraceSettings = TraceSettings()
     """Where spans go."""
+    kv_events: KvPublishConfig = KvPublishConfig()
+    """What frontends are told about the KV cache."""
     shutdown: ShutdownBudget = ShutdownBudget()
     """How long leaving may take."""

@@ -12,6 +12,8 @@ from holdfast.health.probe import Kind
 from holdfast.runtime.shutdown import Shutdown
 from holdfast.worker.calls import Calls
 from holdfast.worker.host import EngineHost
+from holdfast.worker.kv_gauges import KvGauges
+from holdfast.worker.kv_publish import KvPublisher
 
 _STATES = ("starting", "warming", "ready", "saturated", "stalled", "draining", "stopped", "failed")
 _RESULTS: tuple[Kind, ...] = ("good", "bad", "unclear")
@@ -26,6 +28,7 @@ class WorkerGauges:
         state: the worker's state.
         shutdown: how far it is with leaving.
         canaries: how many ended which way, since the start.
+        kv: what is told about the KV cache.
     """
 
     def __init__(
@@ -35,7 +38,10 @@ class WorkerGauges:
         state: Callable[[], str],
         shutdown: Callable[[], Shutdown],
         canaries: Callable[[], Mapping[Kind, int]],
+        *,
+        kv: KvPublisher,
     ):
+        self._kv = KvGauges(calls, kv)
         self._calls, self._host, self._state, self._shutdown, self._tested = calls, host, state, shutdown, canaries
         self._where = where = calls.hosted
         r = calls.registry
@@ -96,6 +102,7 @@ class WorkerGauges:
         self._show_leaving()
         for result, count in self._tested().items():
             self._canaries[result].set(count)
+        self._kv.refresh()
         now = (progress.steps, progress.tokens, progress.prefilled, progress.tokens_after_cancel)
         for counter, total, told in zip(self._counters, now, self._told, strict=True):
             counter.inc(max(0, total - told))

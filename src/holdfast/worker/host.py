@@ -316,7 +316,7 @@ class EngineHost:
             error = StreamIncomplete("The engine ended the sequence early without a reason.")
         elif step.finish == "error":
             error = step.error or EngineFailed("The engine reported an error without saying which.")
-        sequence.call.end(step.finish or "stop", error, step.cached_tokens)
+        sequence.call.end(step.finish or "stop", error, step.cached_tokens, sequence.story.tokens)
         self.calls.ended(sequence.story, step.finish or "stop", error)
 
     def die(self, error: HoldfastError) -> None:

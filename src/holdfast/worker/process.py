@@ -29,6 +29,7 @@ from holdfast.base.lineage import die_with_owner
 from holdfast.base.settings import InvalidSetting, load
 from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
 from holdfast.health.fairness import let_threads_in
+from holdfast.kv.feed import ENDPOINT as KV_EVENTS
 from holdfast.runtime.advertise import needs_finding, published_address
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.discovery.factory import open_discovery
@@ -45,6 +46,7 @@ from holdfast.worker.config import WorkerConfig
 from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
 from holdfast.worker.gauges import WorkerGauges
 from holdfast.worker.host import EngineHost
+from holdfast.worker.kv_publish import KvPublisher
 from holdfast.worker.leaving import Leaving, contained
 from holdfast.worker.vitals import Vitals
 
@@ -104,8 +106,13 @@ class WorkerProcess:
         self._discovery = discovery
         facts = {"namespace": config.namespace, "component": config.component, "instance_id": self.instance}
         self.calls = Calls(facts, spans=spans, clock=clock)
+        self.kv = KvPublisher(engine, self.epoch, config.kv_events)
         self.host = EngineHost(
-            engine, limit=config.engine_request_limit, on_dead=lambda _: self._end(), calls=self.calls
+            engine,
+            limit=config.engine_request_limit,
+            on_dead=lambda _: self._end(),
+            on_kv_events=self.kv.take,
+            calls=self.calls,
         )
         self.gauges = WorkerGauges(
             self.calls,
@@ -113,6 +120,7 @@ class WorkerProcess:
             lambda: self.vitals.state,
             lambda: self.leaving.shutdown,
             lambda: self.vitals.canaries,
+            kv=self.kv,
         )
         self.vitals = Vitals(config, self.host, self.instance, self.calls.registry.render, self.gauges.refresh)
         self.server = WorkerServer(
@@ -131,7 +139,7 @@ class WorkerProcess:
             self.host,
             self.server,
             lambda: discovery.withdraw(self.instance),
-            self.vitals.leave,
+            self._not_ready,
         )
 
     def stop(self) -> None:
@@ -154,6 +162,11 @@ class WorkerProcess:
         if self._patience is not None:
             self._patience.reschedule(asyncio.get_running_loop().time())
 
+    def _not_ready(self, why: str) -> None:
+        """Nothing new shall come: nor is anybody interested in what is cached here."""
+        self.vitals.leave(why)
+        self.kv.close()
+
     @property
     def state(self) -> InstanceState:
         """The worker's state as callers see it."""
@@ -173,6 +186,7 @@ class WorkerProcess:
             record = await self._begin(watchers)
             if record is not None:
                 await self._enter(record)
+                watchers.append(asyncio.create_task(self.kv.watch(), name="kv-events"))
                 watchers.append(asyncio.create_task(self.vitals.canary.run(), name="canary"))
                 keeper = asyncio.create_task(self._keep_record(record), name="record")
                 watchers.append(keeper)
@@ -226,6 +240,9 @@ class WorkerProcess:
         self.server.register(ARTIFACT, ArtifactEndpoint(published.files).serve)
         self.server.register(CANARY_ENDPOINT, self._proofs.serve)
         engine = self.host.engine
+        if (tell := self.kv.begin(info)) is not None:
+            self.server.register(KV_EVENTS, tell)
+            endpoints = (*endpoints, KV_EVENTS)
         if config.control and isinstance(engine, Controllable) and is_loopback(config.rpc_host):
             self.server.register(CONTROL, ControlEndpoint(engine).serve)
             endpoints = (*endpoints, CONTROL)
@@ -286,6 +303,7 @@ class WorkerProcess:
         until = shutdown.until() if self._ending.is_set() else now + CLOSE_SECONDS
         await self.server.close()
         await _bounded(self._proofs.cancel(), "ending the last canaries", until)
+        await _bounded(self.kv.cancel(), "ending the last subscriptions", until)
         await asyncio.gather(  # side by side: neither may use up the other's time
             _bounded(self._discovery.close(), "closing discovery", until),
             _bounded(self.host.close(), "closing the engine", until),

@@ -68,6 +68,7 @@ CAPABILITIES = Capabilities(
     penalties=True,
     prefix_cache=True,
     kv_events=True,
+    kv_hashes="sequence",
 )
 
 

@@ -131,6 +131,16 @@ class BlockPool:
         if self._events:
             self._pending, self._missed = self._snapshot(), False
 
+    @property
+    def contents(self) -> frozenset[int]:
+        """Sequence hashes of all sealed blocks: the truth that indexes are compared with."""
+        return frozenset(self._sealed)
+
+    def resend(self) -> None:
+        """Let the next `take_events` tell of everything."""
+        if self._events:
+            self._pending, self._missed = [], True
+
     def take_events(self) -> list[KvEvent]:
         """Return and forget what changed."""
         if self._missed:

@@ -146,6 +146,19 @@ class MockEngine(Engine):
         """Return and forget the KV events since the last call."""
         return self._pool.take_events()
 
+    def kv_cached_blocks(self) -> tuple[int, ...]:
+        """Return how many blocks are cached."""
+        return (self._pool.cached,)
+
+    def resend_kv_events(self) -> None:
+        """Tell of the whole cache anew."""
+        self._pool.resend()
+
+    @property
+    def kv_truth(self) -> tuple[frozenset[int], ...]:
+        """Sequence hashes of all cached blocks, by rank; for tests and the simulation."""
+        return (self._pool.contents,)
+
     async def check(self) -> None:
         """Raise EngineFailed after death; a hang shows in the counters only, as it does in real engines."""
         if self._dead:

@@ -34,6 +34,7 @@ def engine_info(config: MockConfig, vocabulary: Vocabulary) -> EngineInfo:
             penalties=True,
             prefix_cache=config.prefix_caching,
             kv_events=config.kv_events and config.prefix_caching,
+            kv_hashes="sequence",
         ),
         files=vocabulary.files,
     )

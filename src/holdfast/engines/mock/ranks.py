@@ -129,6 +129,20 @@ class DataParallelMock(Engine):
             for event in rank.take_kv_events()
         ]
 
+    def kv_cached_blocks(self) -> tuple[int, ...]:
+        """Return how many blocks each rank has cached."""
+        return tuple(count for rank in self.ranks for count in rank.kv_cached_blocks())
+
+    def resend_kv_events(self) -> None:
+        """Tell of all caches anew."""
+        for rank in self.ranks:
+            rank.resend_kv_events()
+
+    @property
+    def kv_truth(self) -> tuple[frozenset[int], ...]:
+        """Sequence hashes of all cached blocks, by rank; for tests and the simulation."""
+        return tuple(truth for rank in self.ranks for truth in rank.kv_truth)
+
     async def check(self) -> None:
         """Ask each rank; see `Engine.check`."""
         for rank in self.ranks:
