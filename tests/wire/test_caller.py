@@ -319,3 +319,23 @@ def test_a_sink_may_open_and_kill_streams_while_it_is_called() -> None:
     core.receive(bytes(encode(Accept(1))) + items((1, 0, [1]), (1, 1, [2])) + bytes(encode(Accept(2))))
     assert sink.tokens == [1]
     assert second.names == ["accept"]
+
+
+def test_an_end_that_counts_other_tokens_than_came_breaks_the_stream() -> None:
+    core = ready()
+    sink = Sink()
+    core.open("generate", HEADERS, b"", sink, first_index=5)
+    core.receive(
+        bytes(encode(Accept(1))) + items((1, 5, [7])) + items((1, 5, [8])) + bytes(encode(End(1, "stop", None, 0, 2)))
+    )
+    assert isinstance(sink.error, StreamIncomplete)
+    assert (sink.tokens, sink.error.details["sent"], sink.error.details["received"]) == ([7], 2, 1)
+
+
+@pytest.mark.parametrize("end", [End(1, "stop", None, 0, 1), End(1, "stop"), End(1, "cancelled", None, 0, 3)])
+def test_an_end_with_the_right_count_or_none_or_after_a_stop_is_an_end(end: End) -> None:
+    core = ready()
+    sink = Sink()
+    core.open("generate", HEADERS, b"", sink, first_index=5)
+    core.receive(bytes(encode(Accept(1))) + items((1, 5, [7])) + bytes(encode(end)))
+    assert sink.final == f"end:{end.finish}"

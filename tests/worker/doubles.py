@@ -56,7 +56,7 @@ class FakeCall:
     def send_data(self, payload: bytes) -> None:
         self.said.append(("data", payload))
 
-    def end(self, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0) -> None:
+    def end(self, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0, tokens: int = 0) -> None:
         self.said.append(("end", finish, error, cached_tokens))
 
     @property

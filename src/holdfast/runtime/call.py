@@ -72,9 +72,16 @@ class Call(WorkerStream):
         """Send one message. Raises PayloadTooLarge over `limits.PAYLOAD_BYTES`, InternalError before `accept`."""
         self._core.send_data(self, payload)
 
-    def end(self, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0) -> None:
-        """End the stream. Tokens still waiting for credit are delivered before the end."""
-        self._core.end(self, finish, error, cached_tokens)
+    def end(self, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0, tokens: int = 0) -> None:
+        """End the stream. Tokens still waiting for credit are delivered before the end.
+
+        Args:
+            finish: why, as in `wire.frames.End`.
+            error: what went wrong, if anything.
+            cached_tokens: prompt tokens that came from a prefix cache.
+            tokens: how many were sent in all, for the caller to compare; 0: not said.
+        """
+        self._core.end(self, finish, error, cached_tokens, tokens)
 
     async def writable(self) -> None:
         """Wait until nothing of this stream waits for credit, or until it is stopped or over.

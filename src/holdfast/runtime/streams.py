@@ -79,8 +79,15 @@ class IncomingCall(Protocol):
     def send_data(self, payload: bytes) -> None:
         """Send one message."""
 
-    def end(self, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0) -> None:
-        """End the stream. Tokens still waiting for credit are delivered before the end."""
+    def end(self, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0, tokens: int = 0) -> None:
+        """End the stream. Tokens still waiting for credit are delivered before the end.
+
+        Args:
+            finish: why, as in `wire.frames.End`.
+            error: what went wrong, if anything.
+            cached_tokens: prompt tokens that came from a prefix cache.
+            tokens: how many were sent in all, for the caller to compare; 0: not said.
+        """
 
 
 class TokenItem:

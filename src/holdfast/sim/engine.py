@@ -85,11 +85,7 @@ class SimEngine(MockEngine):
             self._close(sequence, "cancelled")
 
     def miscount(self, shift: int, times: int) -> None:
-        """Let the next ``times`` steps of sequences carry an output index that is off.
-
-        At most one of each sequence, and not their last steps: an end-of-sequence token that is dropped as an
-        overlap has no text and nothing after it that could show the loss.
-        """
+        """Let the next ``times`` steps of sequences carry an output index that is off, at most one of each sequence."""
         self._shift, self._shifts_left = shift, times
 
     def _lie(self, step: SequenceStep) -> None:
@@ -113,6 +109,6 @@ class SimEngine(MockEngine):
             sequence.error = step.error.code if step.error is not None else ""
         if not sequence.label:
             return
-        if self._shifts_left and step.tokens and step.finish is None:
+        if self._shifts_left and step.tokens:
             self._lie(step)
         self._moment("end" if step.finish is not None else "first" if first else "stream")

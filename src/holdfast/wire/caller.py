@@ -294,9 +294,13 @@ class CallerConnection:
             self.forget(stream)
             self._guard(stream, sink.on_refuse, unpack_error(frame.error))
         else:
+            lost = stream.miscounted(frame)
             self.forget(stream)
             error = None if frame.error is None else unpack_error(frame.error)
-            self._guard(stream, sink.on_end, frame.finish, error, frame.cached_tokens)
+            if lost is not None:
+                self._guard(stream, sink.on_broken, lost)
+            else:
+                self._guard(stream, sink.on_end, frame.finish, error, frame.cached_tokens)
 
     def _check_late(self, stream: int, frame: WorkerFrame) -> None:
         if not 0 < stream <= self._last_stream:

@@ -112,6 +112,24 @@ class CallerStream:
         self.state = "streaming"
         self.expected = ANY_INDEX if self._first_index is None else self._first_index
 
+    def miscounted(self, end: End) -> StreamIncomplete | None:
+        """Return what is wrong when a good end names another number of tokens than came, else None.
+
+        A worker that repeats an index on the step that ends the stream would otherwise lose its last token unnoticed:
+        the repetition is dropped, and no later index shows the gap.
+        """
+        if not end.tokens or end.error is not None or end.finish == "cancelled" or self._first_index is None:
+            return None
+        came = self.expected - self._first_index
+        if came == end.tokens:
+            return None
+        return StreamIncomplete(
+            f"stream {self.id} ended after {end.tokens} tokens by the worker's count; {came} different ones came",
+            stream=self.id,
+            sent=end.tokens,
+            received=came,
+        )
+
     def collect(self, frame: Data) -> bytes | None:
         """Return the message that this frame completes, or None.
 

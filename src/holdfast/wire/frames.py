@@ -4,7 +4,8 @@ A frame is a little-endian u32 length and that many bytes of msgpack: an array w
 is the frame's tag. Receivers ignore trailing elements that they do not know, so a later version may append
 fields with defaults; nothing is ever removed or reordered. Deadlines travel as remaining milliseconds.
 
-Version 1 lacks `Pong.state`, `Items.logprobs`, `Data.more` and `Welcome.version_max`; both versions are spoken.
+Version 1 lacks `Pong.state`, `Items.logprobs`, `Data.more`, `End.tokens` and `Welcome.version_max`; both versions are
+spoken.
 
 Caller → worker: hello, auth, part, open, stop, kill, credit, ping.
 Worker → caller: challenge, welcome, accept, refuse, items, data, end, draining, pong.
@@ -209,6 +210,8 @@ class End(msgspec.Struct, tag=22, array_like=True, frozen=True):
     finish: str
     error: ErrorInfo | None = None
     cached_tokens: int = 0
+    tokens: int = 0
+    """How many tokens the worker sent on this stream, so that a lost one shows even behind the last index; 0: not said."""
 
 
 class Draining(msgspec.Struct, tag=23, array_like=True, frozen=True):

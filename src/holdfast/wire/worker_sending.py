@@ -183,7 +183,12 @@ class WorkerStreams:
             self._check_unsent(stream)
 
     def end(
-        self, stream: WorkerStream, finish: str, error: HoldfastError | None = None, cached_tokens: int = 0
+        self,
+        stream: WorkerStream,
+        finish: str,
+        error: HoldfastError | None = None,
+        cached_tokens: int = 0,
+        tokens: int = 0,
     ) -> None:
         """End a stream; what waits for credit is delivered before the end, unless the caller asked to stop."""
         if stream.over or stream.pending_end is not None:
@@ -193,7 +198,7 @@ class WorkerStreams:
                 self.refuse(stream, error)
                 return
             self.accept(stream)
-        frame = End(stream.id, finish, None if error is None else pack_error(error), cached_tokens)
+        frame = End(stream.id, finish, None if error is None else pack_error(error), cached_tokens, tokens)
         if stream.waiting:
             stream.state = "ending"
             stream.pending_end = frame
