@@ -1,0 +1,54 @@
+"""Real processes under every kind of fault, and under plans that a universe would go through too."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+
+from tests.faults.campaign import Job, drawn_jobs, rounds, sweep_jobs
+from tests.faults.tally import Tally
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+SWEEPS = 3
+"""A fault finds nobody now and then, because a prompt has just killed its target: its group is repeated."""
+FIRST_SEED = 1
+
+
+async def _run(jobs: list[Job], tally: Tally, keep: Path, seconds: float = 1e9) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    async with aclosing(rounds(jobs, keep)) as results:
+        async for one in results:
+            tally.add(one)
+            if loop.time() >= end:
+                break
+
+
+async def test_every_kind_of_fault(tmp_path: Path) -> None:
+    """The safety minimum: each of them strikes at least once, and no promise is broken."""
+    tally = Tally()
+    for number in range(1, SWEEPS + 1):
+        jobs = sweep_jobs(number)
+        missing = set(tally.missing)
+        wanted = [job for job in jobs if number == 1 or missing & {fault.kind for fault in job[2].faults}]
+        await _run(wanted, tally, tmp_path / "broken")
+        if not tally.missing:
+            break
+    print(f"\n{tally.table()}")
+    assert tally.broken == []
+    assert tally.missing == []
+    assert all(tally.seen[kind] for kind in ("client-leaves", "client-slow", "client-stalls"))
+    assert tally.moves
+
+
+async def test_drawn_plans(tmp_path: Path, faults_count: int, faults_seconds: float) -> None:
+    """The same plans as those of the universes with these seeds."""
+    tally = Tally()
+    await _run(drawn_jobs(range(FIRST_SEED, FIRST_SEED + faults_count)), tally, tmp_path / "broken", faults_seconds)
+    print(f"\n{tally.table()}")
+    assert tally.broken == []
+    assert tally.rounds
