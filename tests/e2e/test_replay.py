@@ -120,4 +120,10 @@ async def test_what_cannot_work_says_why(profiled: Cluster, tmp_path: Path) -> N
     _, err = await finished(await replayed(str(trace), "--url", "http://127.0.0.1:9"), 1)
     assert "Nobody answers at 127.0.0.1:9" in err
     _, err = await finished(await replayed(str(trace)), 78)
-    assert "--url" in err
+    assert "bad.jsonl, line 1" in err, "simulated as well"
+    _, err = await finished(await replayed(str(trace), "--url", profiled.url, "--router", "random"), 78)
+    assert "--router is for simulated clusters" in err
+    _, err = await finished(await replayed(str(trace), "--url", profiled.url, "--concurrency", "4,8"), 78)
+    assert "--concurrency 4,8: expected a number" in err
+    _, err = await finished(await replayed(str(trace), "--router", "psychic"), 78)
+    assert "there is no 'psychic', but round-robin" in err
