@@ -7,6 +7,7 @@ longest silence that a client saw.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -81,7 +82,7 @@ def figures(history: History) -> Figures:
     for call in history.calls:
         if not call.probe:
             times = [at for at, piece in call.pieces if b"data: " in piece]  # not the comments that keep it alive
-            gaps += [b - a for a, b in zip(times, times[1:], strict=False) if b > struck]
+            gaps += [b - a for a, b in itertools.pairwise(times) if b > struck]
     return Figures(
         Counter(failed.code for failed in ours),
         Counter(ending.state for ending in history.endings if ending.label.startswith("r")),

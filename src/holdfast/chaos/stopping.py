@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 
 PERIOD = 0.05
 """Seconds of one turn of a slowed process: it runs for a part of it and stands still for the rest."""
@@ -31,16 +32,24 @@ async def frozen(pid: int, seconds: float) -> None:
         send(pid, signal.SIGCONT)
 
 
-async def slowed(pid: int, factor: float, seconds: float) -> None:
-    """Let a process run for a ``factor``-th of the time only, for so many seconds."""
+async def slowed(pid: int, factor: float, seconds: float, alive: Callable[[], bool] = lambda: True) -> None:
+    """Let a process run for a ``factor``-th of the time only.
+
+    Args:
+        pid: of the process.
+        factor: how many times as long everything takes.
+        seconds: for how long.
+        alive: whether it still is the same process; it is left alone as soon as it is not.
+    """
     loop = asyncio.get_running_loop()
     until = loop.time() + seconds
     try:
-        while loop.time() < until:
+        while loop.time() < until and alive():
             send(pid, signal.SIGCONT)
             await asyncio.sleep(PERIOD / factor)
-            if not send(pid, signal.SIGSTOP):
+            if not alive() or not send(pid, signal.SIGSTOP):
                 return
             await asyncio.sleep(PERIOD - PERIOD / factor)
     finally:
-        send(pid, signal.SIGCONT)
+        if alive():
+            send(pid, signal.SIGCONT)
