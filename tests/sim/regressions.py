@@ -53,10 +53,9 @@ FOUND: tuple[Found, ...] = (
         577,
         "P3",
         "A worker that repeats an output index on the step that ends a stream loses the end-of-sequence token "
-        "unnoticed: the text is exact, `completion_tokens` one short. Overlaps are dropped by design; no engine of "
-        "ours does it",
+        "unnoticed: the text is exact, `completion_tokens` one short",
         "since the wire protocol was written",
-        "",
+        "ff43574",
     ),
 )
 

@@ -12,13 +12,15 @@ import msgspec
 
 from holdfast.base.ids import InstanceId
 from holdfast.sim import faults as f
+from holdfast.sim.bulk import BLOCKS, STEP_MS, bulk_wish
 from holdfast.sim.faults import AnyFault, Moment
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Wish, Workload
 
-Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload", "exodus", "blind"]
+Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload", "exodus", "blind", "bulk"]
 PROFILES: tuple[Profile, ...] = (
     "mixed", "mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload", "exodus", "blind",
+    "bulk",
 )  # fmt: skip
 
 
@@ -69,6 +71,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Requests that a frontend has in hand at once."""
     most_waiting: int = 1000
     """Streams that may wait for a worker at once."""
+    narrow: bool = False
+    """Little room in the network for what a reader has not read."""
     canary: bool = False
     """Workers test themselves when they are idle."""
     old: tuple[str, ...] = ()
@@ -111,6 +115,11 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
     count = shape.requests + tape.plan.choose(shape.more_requests + 1, "more requests")
     times = sorted(tape.workload.uniform(0.0, shape.span, "arrival") for _ in range(count))
     wishes = tuple(workload.draw(at) for at in times)
+    if profile == "bulk":
+        shape = msgspec.structs.replace(shape, step_ms=STEP_MS)
+        big = (bulk_wish(tape.workload, 1 + i, at, shape.frontends) for i, at in enumerate(times[::2]))
+        small = (wish for wish in wishes if wish.valid)  # what is too long elsewhere is not too long here
+        wishes = tuple(sorted((*small, *big), key=lambda wish: wish.at))
     number = shape.faults + tape.plan.choose(shape.more_faults + 1, "more faults")
     faults = tuple(_draw_fault(tape, shape, profile) for _ in range(number))
     if profile == "exodus":
@@ -125,7 +134,8 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         limit=3 if tight else 0,
         queue=tape.plan.pick((0, 4, 12), "queue") if tight else 0,
         queue_timeout=tape.plan.pick((3.0, 0.3), "queue timeout") if tight else 3.0,
-        blocks=24 if tight else 256,
+        blocks=24 if tight else BLOCKS if profile == "bulk" else 256,
+        narrow=profile == "bulk" and tape.plan.chance(0.6, "narrow"),
         decode_threshold=0.25 if tight and tape.plan.chance(0.4, "block threshold") else None,
         prefill_threshold=50 if tight and tape.plan.chance(0.4, "prefill threshold") else None,
         most_requests=14 if tight and tape.plan.chance(0.3, "few requests") else 1000,
@@ -151,6 +161,10 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
     "rollout": ("rolling-restart", "rolling-restart", "rolling-restart", "terminate", "crash", "engine-error"),
     "exodus": ("terminate", "terminate", "terminate", "crash"),
     "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
+    "bulk": (
+        "crash", "freeze", "terminate", "reset", "partition", "delay", "slow", "engine-hang", "engine-error",
+        "engine-miscount", "out-of-memory",
+    ),
     "blind": (
         "discovery-stale", "discovery-stale", "discovery-partial", "discovery-outage", "crash", "crash", "terminate",
         "reset", "rolling-restart",

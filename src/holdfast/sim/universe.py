@@ -17,6 +17,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 import msgspec
 
+from holdfast.sim.bulk import NARROW
 from holdfast.sim.cluster import SimCluster
 from holdfast.sim.history import History, View, Violation
 from holdfast.sim.nemesis import Nemesis
@@ -92,7 +93,7 @@ class Universe:
         self.tape, self._logs = tape, logs
         self.plan = plan or draw_plan(tape, shape or Shape())
         self.history = History()
-        self.world = World(tape, max_callbacks=MAX_CALLBACKS)
+        self.world = World(tape, network=NARROW if self.plan.narrow else None, max_callbacks=MAX_CALLBACKS)
         self.cluster = SimCluster(self.world, self.plan, self.history)
         self._workload = Workload(tape.workload, self.plan.shape.frontends, self.plan.shape.longest)
         self._workload.skip(len(self.plan.wishes))

@@ -56,12 +56,14 @@ def _tokens(request: GenerateRequest) -> tuple[list[int], list[float], bool]:
         ends |= set(known.eos_ids)
     tokens: list[int] = []
     logprobs: list[float] = []
+    so_far = bytearray(prefix)
     while len(tokens) < request.stop.max_tokens:
-        digest = xxh3_64_intdigest(prefix + pack_ids(tokens))
+        digest = xxh3_64_intdigest(so_far)
         token = choice.token(digest, len(tokens))
         if request.sampling.logprobs is not None:
             logprobs.append(logprob_of(digest, token, 0, choice.words).logprob)
         tokens.append(token)
+        so_far += pack_ids([token])
         if token in ends:
             return tokens, logprobs, True
     return tokens, logprobs, False
