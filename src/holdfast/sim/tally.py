@@ -28,8 +28,10 @@ SOMETIMES: tuple[str, ...] = (
     *(f"migration {path}" for path in _PATHS),
     *(f"ended {state}" for state in ("done", "failed", "cancelled", "expired", "rejected")),
     "rejected capacity_exhausted DYN_ADMISSION_QUEUE_LIMIT",
+    "rejected capacity_exhausted DYN_ADMISSION_QUEUE_TIMEOUT_SECS",
     "rejected capacity_exhausted DYN_MIGRATION_MAX_WAITING",
     "rejected invalid_request",
+    "rejected no_workers",
     "rejected worker_saturated DYN_ENGINE_REQUEST_LIMIT",
     "rejected worker_saturated mock refuse",
     "told 400 context_length_exceeded",
@@ -54,6 +56,8 @@ RARELY: tuple[str, ...] = (
     "told 503 capacity_exhausted DYN_HTTP_MAX_REQUESTS",
     "told 200 capacity_exhausted DYN_MIGRATION_MAX_WAITING",
     "told 200 migration_exhausted",
+    "told 200 no_workers",
+    "told 200 shutting_down",
     "told 500 poison_request",
 )
 """Counters of which none may be 0 after a campaign of `MANY`."""
