@@ -23,8 +23,11 @@ Leaving = Literal["", "time", "tokens"]
 _WORDS = ("river", "stone", "lamp", "cloud", "paper", "engine", "harbour", "winter")
 _STOPS = (["e t"], [" s"], ["ar", "zz"], ["q"], ["the a", " in"], ["e c", "e s", "t m", "r p", "n a", "d o", "y i"])
 """Most of them span two tokens, so that a move may come between their halves."""
-_LETTERS = "naïve façades, 漢字かな交じり, Ωμέγα, 🦊🌲, and that is all there is to say"
+_LETTERS = "漢字かな交じり, Ωμέγα, 🦊🌲 and naïve façades, that is all"
 """Characters of several tokens each."""
+_NUMBERS = "one two three four five six seven eight nine ten"
+_SPAN = "two three four five six seven eight"
+"""A stop string of many tokens: a move may well come in the middle of it."""
 _AGAIN_AND_AGAIN = "]] [[mock:".join(f"error-after {at}" for at in range(16, 0, -2))
 """Each attempt brings two tokens and fails, until the migration limit ends it."""
 
@@ -125,7 +128,7 @@ class Workload:
             4: f"refuse {1 + k % 2}",
             5: f"prefill {0.1 + k / 10:.1f}",
             6: f"slow {2 + k % 3}",
-            7: f"say so be it, {k} times; {_LETTERS}",
+            7: f"say {_NUMBERS if k % 2 else _LETTERS}",
             8: f"{('crash', 'freeze')[k % 2]}-after {k}" if tape.chance(0.2, "deadly") else "",
         }.get(number)
         return f" [[mock:{found}]]" if found else ""
@@ -152,6 +155,8 @@ class Workload:
             body["n"] = 2 + tape.choose(2, "choices")
         if tape.chance(0.15, "stop strings"):
             body["stop"] = tape.pick(_STOPS, "stops")
+        if _NUMBERS in str(body):
+            body["stop"] = [_SPAN]
         if tape.chance(0.12, "log probabilities"):
             body |= {"logprobs": True, "top_logprobs": 2} if surface == "chat" else {"logprobs": 2}
         elif surface == "chat" and tape.chance(0.06, "structured"):

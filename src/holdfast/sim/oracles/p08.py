@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.sim.history import Failed, Violation
-from holdfast.sim.oracles.facts import Facts
+from holdfast.sim.oracles.facts import SILENCING, Facts
 
 EARLY = 0.001
 """Seconds; rounding."""
@@ -32,14 +32,15 @@ def check(facts: Facts) -> Iterator[Violation]:
             }
             yield Violation("P8", "a draining worker accepted a request", where)
     for failure in facts.history.failures:
-        if failure.code == "worker_draining" and failure.phase != "before accept":
+        if failure.code in ("worker_draining", "disconnected") and failure.phase != "before accept":
             yield from _sent_away(facts, failure)
 
 
 def _sent_away(facts: Facts, failure: Failed) -> Iterator[Violation]:
     name = facts.name_of(failure.worker)
     for life in facts.history.lives:
-        there = life.name == name and life.draining and life.draining <= failure.at
-        if there and failure.at < life.draining + facts.plan.drain - EARLY and not facts.hurried(life):
+        leaving = life.name == name and life.how == "exited" and 0 < life.draining <= failure.at
+        cut = facts.disturbed({name, failure.frontend}, life.draining - 1.0, failure.at, SILENCING | {"reset"})
+        if leaving and failure.at < life.draining + facts.plan.drain - EARLY and not cut and not facts.hurried(life):
             where = {"call": failure.label, "worker": name, "drained": life.draining, "moved": round(failure.at, 4)}
             yield Violation("P8", "a draining worker sent a stream away before its time", where)

@@ -5,7 +5,8 @@ ended at the frontend, for whatever reason; its attempt was given up, and the st
 its frontend was killed. Then the engine lets go of it within `PROMPT`: the latency of the network and one step. Where
 the worker, its frontend or the way between them was silenced in that time (frozen, parted, slow), within `SILENCE`
 after that: a worker gives up a caller from whom it has heard nothing for 5 s. A connection that breaks takes its
-streams with it at once, and so does the death of either process.
+streams with it at once, and so does the death of either process. While nothing but a partition lies between them the
+time counts from its beginning, not from its end.
 
 At the end of the universe no engine has anything in hand (its own canaries aside).
 """
@@ -21,6 +22,8 @@ PROMPT = 0.3
 """Seconds: a few milliseconds of network, a step of 25 ms, and the slowest link's jitter many times over."""
 SILENCE = 7.0
 """Seconds: 5 s of silence, looked at every half a second, and what the network retransmits after a partition."""
+PARTED = 6.2
+"""Seconds: the same without retransmissions."""
 
 Attempt = tuple[str, int, int]
 
@@ -37,8 +40,7 @@ def check(facts: Facts) -> Iterator[Violation]:
         ended = sequence.ended or (life.ended if life is not None and life.ended else facts.history.finished)
         if ended - at <= PROMPT * facts.stretch:
             continue
-        disturbed = facts.disturbed({name, sequence.worker}, at - 1.0, ended, SILENCING)
-        if not disturbed or ended > max(disturbed, at) + SILENCE * facts.stretch:
+        if ended > _allowed(facts, {name, sequence.worker}, at, ended):
             where = {
                 "call": sequence.label,
                 "worker": sequence.worker,
@@ -51,6 +53,18 @@ def check(facts: Facts) -> Iterator[Violation]:
         if residue.engine:
             where = {"process": residue.name, "sequences": residue.engine}
             yield Violation("P11", "an engine had sequences in hand when everything was over", where)
+
+
+def _allowed(facts: Facts, names: set[str], at: float, ended: float) -> float:
+    """Return until when an engine may go on with what nobody has wanted since ``at``."""
+    disturbed = facts.disturbed(names, at - 1.0, ended, SILENCING)
+    if not disturbed:
+        return at + PROMPT * facts.stretch
+    if not facts.disturbed(names, at - 10.0, ended, SILENCING - {"partition"}):
+        parted = [f.at for f in facts.history.fired if f.kind == "partition" and {f.target, f.peer} == names]
+        since = max((began for began in parted if began <= ended), default=at)
+        return max(at, since) + PARTED * facts.stretch
+    return max(disturbed, at) + SILENCE * facts.stretch
 
 
 def _unwanted(
