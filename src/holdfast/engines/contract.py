@@ -266,15 +266,17 @@ class Engine(abc.ABC):
         """Return and forget the KV events since the last call, in order."""
         return []
 
-    def kv_cached_blocks(self) -> tuple[int, ...]:
-        """Return how many distinct blocks each rank's device cache holds; empty: the engine does not say.
+    def kv_digests(self) -> tuple[tuple[int, int], ...]:
+        """Return for each rank how many blocks its device cache holds and the XOR of their hashes; empty: not said.
 
-        What `take_kv_events` has told must lead to the same numbers.
+        Only for engines whose `Capabilities.kv_hashes` are ``sequence``. What `take_kv_events` has told must lead to
+        the same numbers, or events were lost.
         """
         return ()
 
     def resend_kv_events(self) -> None:
         """Let the next `take_kv_events` begin with `AllBlocksCleared` and tell of everything that is held."""
+        return
 
     def child_pids(self) -> tuple[int, ...]:
         """Return the processes without which this engine cannot work; their end is its death."""

@@ -219,7 +219,7 @@ class Feed:
                 raise _LostTrackError("mismatch", what)
 
     def _must_follow(self) -> None:
-        if self._snapshot is not None or not self.known.epoch:
+        if self._snapshot is not None or self.synchronised_at is None:
             raise _LostTrackError("gap", "its snapshot was not complete")
 
     # ---- the end ----

@@ -209,7 +209,7 @@ class Link:
         if self._bulk is None:
             self._connect_bulk()
         if self._bulk_connecting is not None:
-            await asyncio.shield(self._bulk_connecting)
+            await asyncio.wait([self._bulk_connecting])  # whoever cancels it does not cancel us, nor we it
         if self._bulk is None and self._bulk_error is not None:
             raise self._bulk_error
         return self._usable(self._bulk).core.open(endpoint, headers, payload, handler, credit=credit)

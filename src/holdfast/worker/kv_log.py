@@ -15,6 +15,8 @@ import logging
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from functools import reduce
+from operator import xor
 from typing import Literal, TypeAlias
 
 from holdfast.kv.choice import new_index
@@ -87,6 +89,7 @@ class KvLog:
         self._kept_limit = kept
         self._index = new_index()
         self._ranks: set[int] = {0}
+        self._digests: dict[int, int] = {}
         self._names: dict[int, Names] = {}
         self._batches: dict[int, Batch] = {}
         self._kept = 0
@@ -192,6 +195,7 @@ class KvLog:
     def _cleared(self, rank: int) -> EventStatus:
         self._names.pop(rank, None)
         self._index.clear(rank)
+        self._digests[rank] = 0
         for tier in Tier:
             self._note(CLEARED, rank, tier, array("Q"))
         return "ok"
@@ -204,6 +208,8 @@ class KvLog:
     def _note(self, operation: int, rank: int, tier: Tier, hashes: array[int]) -> None:
         if not hashes and operation != CLEARED:
             return
+        if tier == Tier.DEVICE and hashes:
+            self._digests[rank] = reduce(xor, hashes, self._digests.get(rank, 0))
         if self._open is not None and self._open.numbers + len(hashes) + 4 > MESSAGE_NUMBERS:
             self._seal()
         if self._open is None:
@@ -253,6 +259,10 @@ class KvLog:
     def counts(self) -> Counts:
         """Return distinct blocks by rank and tier."""
         return tuple((rank, *self._index.counts(rank)[:TIERS]) for rank in sorted(self._ranks))
+
+    def digest(self, rank: int) -> tuple[int, int]:
+        """Return how many blocks a rank holds on the device, and the XOR of their hashes."""
+        return self._count(rank, Tier.DEVICE), self._digests.get(rank, 0)
 
     @property
     def blocks(self) -> int:

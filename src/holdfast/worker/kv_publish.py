@@ -3,8 +3,8 @@
 A subscriber is a position in the log, nothing else: what it has not taken yet waits in the log, which keeps the last
 batches only. One that is further behind than that gets everything anew, so that slow readers cost no memory.
 
-Once a second the log is compared with the engine's own count, where it has one; when they differ the engine is asked to
-tell everything again. Must never hold back an engine's step.
+Once a second the log is compared with the engine's own digest, where it has one; when they differ the engine is asked
+to tell everything again. Must never hold back an engine's step.
 """
 
 from __future__ import annotations
@@ -109,15 +109,15 @@ class KvPublisher:
                 log.exception("the KV event log could not be compared with the engine")
 
     def compare(self) -> None:
-        """Fetch what no step has brought; let the engine tell everything again if the counts differ twice."""
+        """Fetch what no step has brought; let the engine tell everything again if the digests differ twice."""
         if self.log is None:
             return
         events = self._engine.take_kv_events()
         if events:
             self.take(events)
-        theirs = self._engine.kv_cached_blocks()
-        ours = {rank: device for rank, device, _, _ in self.log.counts()}
-        if all(ours.get(rank, 0) == count for rank, count in enumerate(theirs)):
+        theirs = self._engine.kv_digests()
+        ours = tuple(self.log.digest(rank) for rank in range(len(theirs)))
+        if ours == theirs:
             self._mismatches = 0
             return
         self._mismatches += 1
@@ -125,10 +125,11 @@ class KvPublisher:
             self._mismatches = 0
             self.resends += 1
             log.warning(
-                "KV events were lost between engine and log: the engine holds %s blocks, by rank, the log has %s; "
+                "KV events were lost between engine and log: by rank, the engine holds %s blocks, the log has %s%s; "
                 "the engine tells everything again",
-                list(theirs),
-                list(ours.values()),
+                [count for count, _ in theirs],
+                [count for count, _ in ours],
+                " (the same number, but others)" if [n for n, _ in ours] == [n for n, _ in theirs] else "",
             )
             self._engine.resend_kv_events()
 

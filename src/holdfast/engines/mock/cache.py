@@ -39,6 +39,8 @@ class BlockPool:
         self._sealed: dict[int, _Block] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         """Sealed blocks that nobody holds, least recently used first."""
+        self.digest = 0
+        """XOR of the names of all sealed blocks."""
         self._private = 0
         self._pending: list[KvEvent] = []
         self._missed = False
@@ -102,6 +104,7 @@ class BlockPool:
             block = self._sealed.get(name)
             if block is None:
                 self._sealed[name] = _Block(parent, tokens[at * size : (at + 1) * size])
+                self.digest ^= name
                 run += 1
             else:
                 self._stored(names, at - run, at, tokens)
@@ -127,6 +130,7 @@ class BlockPool:
         """Forget every block that nobody holds, as engines do when their cache is reset."""
         for name in self._idle:
             del self._sealed[name]
+            self.digest ^= name
         self._idle.clear()
         if self._events:
             self._pending, self._missed = self._snapshot(), False
@@ -155,6 +159,7 @@ class BlockPool:
         gone = [self._idle.popitem(last=False)[0] for _ in range(count)]
         for name in gone:
             del self._sealed[name]
+            self.digest ^= name
         self._note(BlockRemoved(tuple(gone)))
 
     def _stored(self, names: Sequence[int], start: int, end: int, tokens: Sequence[int]) -> None:

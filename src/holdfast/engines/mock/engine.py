@@ -146,9 +146,9 @@ class MockEngine(Engine):
         """Return and forget the KV events since the last call."""
         return self._pool.take_events()
 
-    def kv_cached_blocks(self) -> tuple[int, ...]:
-        """Return how many blocks are cached."""
-        return (self._pool.cached,)
+    def kv_digests(self) -> tuple[tuple[int, int], ...]:
+        """Return how many blocks are cached, and their digest."""
+        return ((self._pool.cached, self._pool.digest),)
 
     def resend_kv_events(self) -> None:
         """Tell of the whole cache anew."""

@@ -129,9 +129,9 @@ class DataParallelMock(Engine):
             for event in rank.take_kv_events()
         ]
 
-    def kv_cached_blocks(self) -> tuple[int, ...]:
-        """Return how many blocks each rank has cached."""
-        return tuple(count for rank in self.ranks for count in rank.kv_cached_blocks())
+    def kv_digests(self) -> tuple[tuple[int, int], ...]:
+        """Return how many blocks each rank has cached, and their digests."""
+        return tuple(digest for rank in self.ranks for digest in rank.kv_digests())
 
     def resend_kv_events(self) -> None:
         """Tell of all caches anew."""
