@@ -17,6 +17,7 @@ from pathlib import Path
 from holdfast.cli.show import table
 from holdfast.cli.sim import Progress
 from holdfast.sim.campaign import run_campaign
+from holdfast.sim.guard import ensure_hash_seed
 from holdfast.sim.tally import Tally, lines, tally
 from tests.proof import record
 
@@ -59,6 +60,7 @@ def main() -> int:
     options.add_argument("--limit", type=float, default=0.0, help="seconds after which no more is begun; 0: none")
     options.add_argument("--no-record", action="store_true", help="leave docs/track-record.md alone")
     given = options.parse_args()
+    ensure_hash_seed()
     first, last = given.first, given.first + given.universes - 1
     log = state_file(first, last)
     print(f"results are kept in {log}", file=sys.stderr)
@@ -66,7 +68,7 @@ def main() -> int:
     with Progress(given.universes) as progress:
         results = run_campaign(
             range(first, last + 1),
-            jobs=max(2, given.jobs),
+            jobs=given.jobs,
             log=log,
             on_result=progress,
             until=lambda: bool(given.limit) and time.monotonic() - began >= given.limit,
