@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills proof-soak sim sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults test-faults sim sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -24,6 +24,9 @@ proof-kills: setup ## 200 kills with the mock engine, 50 with the embedded one; 
 proof-soak: dev ## ten minutes of load, kills, freezes and drains; ARGS="--seconds 60"
 	@$(PY) -m tests.proof.soak $(ARGS)
 
+proof-faults: dev ## 200 of the simulation's plans against real processes, put on record; goes on where it was broken off
+	@$(PY) -m tests.faults.campaign $(ARGS)
+
 sim: dev ## a few hundred simulated clusters with faults, every promise checked; ARGS="--limit 60"
 	@$(HOLDFAST) sim --count 330 --at-least 300 --jobs 0 $(ARGS)
 
@@ -38,6 +41,9 @@ test: dev ## the tests, without the slow ones
 
 test-slow: dev ## the slow tests: the full figures, printed
 	@$(PY) -m pytest -q -m slow -s $(ARGS)
+
+test-faults: dev ## real processes under every kind of fault, compared with the simulation; ARGS="--faults-count 20"
+	@$(PY) -m pytest -q -m faults -s tests/faults $(ARGS)
 
 test-operations: dev ## a real Prometheus, Alertmanager and haproxy with a fleet; installs them if need be (Debian)
 	@tools/install_operations.sh

@@ -121,6 +121,7 @@ def main() -> int:
     parser.add_argument("--no-record", action="store_true", help="leave docs/track-record.md alone")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has done")
     args = parser.parse_args()
+    commit = record.commit()
     state = record.state_file("faults", args.first)
     if args.fresh:
         state.unlink(missing_ok=True)
@@ -132,7 +133,7 @@ def main() -> int:
     if not args.no_record:
         record.append_faults(
             [
-                *(record.commit(), record.machine(), f"{args.first} to {args.first + args.plans - 1}"),
+                *(commit, record.machine(), f"{args.first} to {args.first + args.plans - 1}"),
                 *(str(len(tally.rounds)), str(sum(one.requests for one in tally.rounds)), str(tally.struck)),
                 *(str(sum(one.hits for one in tally.rounds)), str(sum(tally.moves.values()))),
                 *(", ".join(tally.missing) or "none", str(len(tally.broken))),

@@ -178,6 +178,8 @@ def _worker(journal: Journal) -> None:
         def _order(self, order: dict[str, float]) -> None:
             if "shift" in order:
                 self.miscount(int(order["shift"]), int(order["times"]))
+            elif "hoard" in order:
+                _hoard.append(bytearray(os.urandom(1 << 20) * int(order["hoard"])))  # MiB, every page touched
             else:
                 _clock_jumps(order)
 
@@ -202,6 +204,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
+_hoard: list[bytearray] = []
 _offset = 0.0
 _time, _time_ns = time.time, time.time_ns
 

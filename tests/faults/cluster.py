@@ -238,7 +238,7 @@ class Cluster:
         if name not in self.views:
             self.views[name] = View(self.root / f"discovery-{name}", self._directory())
         env = {
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}",
             "DYN_FILE_KV": str(self.views[name].path),
             "DYN_SYSTEM_PORT": "0",
             "DYN_LOG": "warning",

@@ -12,9 +12,11 @@ import subprocess
 import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+Done = TypeVar("Done", bound=msgspec.Struct)
 ROOT = Path(__file__).resolve().parents[2]
 TRACK_RECORD = ROOT / "docs" / "track-record.md"
 _HEAD = """\
@@ -68,19 +70,19 @@ def state_file(engine: str, seed: int) -> Path:
     return Path(tempfile.gettempdir()) / f"holdfast-kills-{engine}-{seed}-{commit()}.jsonl"
 
 
-def load(path: Path) -> list[Kill]:
+def load(path: Path, kind: type[Done] = Kill) -> list[Done]:  # type: ignore[assignment]
     """Return what an earlier run has done; a last line that was cut off is dropped."""
     kills = []
     for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
-            kills.append(msgspec.json.decode(line, type=Kill))
+            kills.append(msgspec.json.decode(line, type=kind))
         except msgspec.DecodeError:
             break
     return kills
 
 
-def save(path: Path, kill: Kill) -> None:
-    """Add one kill, on the disk before the next one begins."""
+def save(path: Path, kill: msgspec.Struct) -> None:
+    """Add one kill, or round, on the disk before the next one begins."""
     with path.open("ab") as file:
         file.write(msgspec.json.encode(kill) + b"\n")
         file.flush()
@@ -128,6 +130,27 @@ def append_soak(row: list[str], path: Path = TRACK_RECORD) -> None:
 def append_universes(row: list[str], path: Path = TRACK_RECORD) -> None:
     """Add a row to the universes."""
     _insert(row, "## Universes", _UNIVERSE_HEAD, path)
+
+
+_FAULTS_COLUMNS = (
+    *("when (UTC)", "commit", "machine", "seeds", "plans", "requests", "faults", "of them hit live work", "moves"),
+    *("kinds that never struck", "violations"),
+)
+_FAULTS_HEAD = f"""
+## Faults in real processes
+
+`make proof-faults` appends here: plans as the simulation draws them, carried out against real processes on loopback
+(signals, a proxy that is a bad network, engines that misbehave, views of discovery that are wrong), and judged by the
+simulation's oracles for all that can be observed from outside and by the processes' own words.
+
+| {" | ".join(_FAULTS_COLUMNS)} |
+|{"---|" * len(_FAULTS_COLUMNS)}
+"""
+
+
+def append_faults(row: list[str], path: Path = TRACK_RECORD) -> None:
+    """Add a row to the part of the track record that is about faults in real processes."""
+    _insert(row, "## Faults in real processes", _FAULTS_HEAD, path)
 
 
 def append(row: list[str], path: Path = TRACK_RECORD) -> None:
