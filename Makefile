@@ -28,7 +28,7 @@ proof-faults: dev ## 200 of the simulation's plans against real processes, put o
 	@$(PY) -m tests.faults.campaign $(ARGS)
 
 sim: dev ## a few hundred simulated clusters with faults, every promise checked; ARGS="--limit 60"
-	@$(HOLDFAST) sim --count 330 --at-least 300 --jobs 0 $(ARGS)
+	@$(HOLDFAST) sim --count 340 --at-least 300 --jobs 0 $(ARGS)
 
 sim-long: dev ## 22,000 of them on all cores, put on record; goes on where it was broken off; ARGS="--first 50000"
 	@$(PY) -m tests.proof.universes $(ARGS)

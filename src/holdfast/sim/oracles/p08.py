@@ -38,9 +38,22 @@ def check(facts: Facts) -> Iterator[Violation]:
 
 def _sent_away(facts: Facts, failure: Failed) -> Iterator[Violation]:
     name = facts.name_of(failure.worker)
+    starts = _starts(facts, name, failure)
     for life in facts.history.lives:
-        leaving = life.name == name and life.how == "exited" and 0 < life.draining <= failure.at
+        its = life.name == name and life.incarnation in starts
+        leaving = its and life.how == "exited" and 0 < life.draining <= failure.at
         cut = facts.disturbed({name, failure.frontend}, life.draining - 1.0, failure.at, SILENCING | {"reset"})
         if leaving and failure.at < life.draining + facts.plan.drain - EARLY and not cut and not facts.hurried(life):
             where = {"call": failure.label, "worker": name, "drained": life.draining, "moved": round(failure.at, 4)}
             yield Violation("P8", "a draining worker sent a stream away before its time", where)
+
+
+def _starts(facts: Facts, name: str, failure: Failed) -> set[int]:
+    """Return the start of the worker that had the attempt: an earlier one that has left has nothing to do with it."""
+    return {
+        sequence.incarnation
+        for sequence in facts.sequences
+        if sequence.worker == name
+        and (sequence.label, sequence.request.choice) == (failure.label, failure.choice)
+        and sequence.request.attempt == failure.attempt
+    }
