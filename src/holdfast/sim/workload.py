@@ -27,7 +27,7 @@ _LETTERS = "漢字かな交じり, Ωμέγα, 🦊🌲 and naïve façades, tha
 """Characters of several tokens each."""
 _NUMBERS = "one two three four five six seven eight nine ten"
 _SPAN = "two three four five six seven eight"
-"""A stop string of many tokens: a move may well come in the middle of it."""
+"""A stop string of many tokens: the move comes in the middle of it."""
 _AGAIN_AND_AGAIN = "]] [[mock:".join(f"error-after {at}" for at in range(16, 0, -2))
 """Each attempt brings two tokens and fails, until the migration limit ends it."""
 
@@ -128,7 +128,7 @@ class Workload:
             4: f"refuse {1 + k % 2}",
             5: f"prefill {0.1 + k / 10:.1f}",
             6: f"slow {2 + k % 3}",
-            7: f"say {_NUMBERS if k % 2 else _LETTERS}",
+            7: f"say {_NUMBERS if k % 2 else _LETTERS}]] [[mock:error-after {k}",
             8: f"{('crash', 'freeze')[k % 2]}-after {k}" if tape.chance(0.2, "deadly") else "",
         }.get(number)
         return f" [[mock:{found}]]" if found else ""
