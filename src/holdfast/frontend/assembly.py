@@ -80,7 +80,13 @@ class Assembled:
         self.knowledge = PrefixKnowledge(config.knowledge)
         self._keeper = KnowledgeKeeper(self.knowledge, self.pool, follow=config.knowledge.use_kv_events)
         self.services = Services(
-            config.requests, self.pool, self.flusher, self.metrics, rng=rng, mode=config.router_mode
+            config.requests,
+            self.pool,
+            self.flusher,
+            self.metrics,
+            rng=rng,
+            mode=config.router_mode,
+            knowledge=self.knowledge,
         )
         self.registry = ModelRegistry(self.pool, store or ArtifactStore(), wall=wall, read_text=read_text)
         self.app = Frontend(

@@ -61,6 +61,8 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     logit_bias: bool = False
     penalties: bool = False
     aliases: tuple[str, ...] = ()
+    taints: tuple[str, ...] = ()
+    """What requests may ask of a worker, as ``key=value``: topology (``dynamo.topology/zone=a``), hardware …"""
 
 
 class PromptFiles(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -15,6 +15,7 @@ from holdfast.base.errors import HoldfastError, StreamIncomplete
 from holdfast.base.limits import INITIAL_CREDIT_TOKENS
 from holdfast.engines.contract import GenerateRequest
 from holdfast.requests.poison import is_death
+from holdfast.routing.claims import ANY_RANK
 from holdfast.runtime.streams import Logprobs, StreamHandle
 from holdfast.telemetry.context import attempt_traceparent
 from holdfast.wire.frames import OpenHeaders
@@ -84,7 +85,7 @@ class Attempt:
             attempt=self.number,
             priority=plan.priority,
             cache_salt=plan.cache_salt,
-            extra=dict(plan.extra),
+            extra=self._extra(),
         )
         self.sent = True
         try:
@@ -95,6 +96,12 @@ class Attempt:
         except HoldfastError as error:
             self.sent = False
             self.fail(error)
+
+    def _extra(self) -> dict[str, object]:
+        extra = dict(self.generation.plan.extra)
+        if self.placed.rank != ANY_RANK:
+            extra["data_parallel_rank"] = self.placed.rank
+        return extra
 
     # what the wire says
 

@@ -8,6 +8,7 @@ import msgspec
 
 from holdfast.base.settings import setting
 from holdfast.routing.config import AdmissionSettings
+from holdfast.routing.router_config import RouterSettings
 
 
 class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,3 +46,4 @@ class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
         float, setting("DYN_CLIENT_STALL_TIMEOUT", "A client that takes no byte for this long is cancelled.")
     ] = 60.0
     admission: AdmissionSettings = AdmissionSettings()
+    router: RouterSettings = RouterSettings()

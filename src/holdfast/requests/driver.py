@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.base.errors import AcceptOverdue, CapacityExhausted, HoldfastError, InternalError
 from holdfast.requests.attempt import Attempt
+from holdfast.requests.chain import Chain
 from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
 from holdfast.requests.need import Need, Placed
 from holdfast.requests.plan import Join, Move
@@ -43,7 +44,11 @@ class Driver:
         self._interrupted = False
         self._stalled_at = 0.0
         self.history = History()
-        self.need = Need(generation.plan.model, Rank(generation.plan.strict_priority, generation.plan.priority))
+        plan = generation.plan
+        self.need = Need(plan.model, Rank(plan.strict_priority, plan.priority), plan.route)
+        if services.router.kv is not None:
+            self.need.chain = Chain(plan.prompt_ids, plan.cache_salt)
+            self.need.generated = generation.generated_bytes
         self.join: Join = "none"
         self.moves: list[Move] = []
         self.considered: list[Considered] = []
@@ -80,6 +85,7 @@ class Driver:
             self._services.deadlines.remove(generation)
             self._services.inquest.still(self.need.suspicion)
             self._task = None
+            self.need.forget_tokens()
             del self._generation  # it holds this driver: nothing is left to the garbage collector
 
     def interrupt(self) -> None:

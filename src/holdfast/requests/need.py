@@ -6,15 +6,20 @@ Must never choose a worker.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from holdfast.base.errors import CapacityExhausted, HoldfastError
 from holdfast.requests.fleet import ServingWorker
 from holdfast.requests.leases import Lease
 from holdfast.requests.migration import Failure
 from holdfast.requests.poison import Record
-from holdfast.routing.claims import Claim
+from holdfast.routing.claims import ANY_RANK, Claim
 from holdfast.routing.queue import Rank
+from holdfast.routing.route import ANYWHERE, Route
+
+if TYPE_CHECKING:
+    from holdfast.requests.chain import Chain
+    from holdfast.routing.kv import Decision
 
 DEFAULT_RANK = Rank()
 ASK_AGAIN = 0.2
@@ -62,13 +67,18 @@ class Need:
     """What one stream needs of its next worker; kept by its driver, changed by its failures."""
 
     __slots__ = (
-        "avoid", "crowded", "fingerprint", "full", "model", "party", "queued_at", "rank", "refused", "since", "started",
-        "suspicion", "tokens",
+        "avoid", "chain", "crowded", "fingerprint", "full", "generated", "model", "party", "queued_at", "rank",
+        "refused", "route", "since", "started", "suspicion", "tokens",
     )  # fmt: skip
 
-    def __init__(self, model: str, rank: Rank = DEFAULT_RANK):
+    def __init__(self, model: str, rank: Rank = DEFAULT_RANK, route: Route = ANYWHERE):
         self.model = model
         self.rank = rank
+        self.route = route
+        self.chain: Chain | None = None
+        """Names the blocks of its tokens; None: nobody wants to know."""
+        self.generated: Callable[[], bytes] = _no_tokens
+        """Tokens after its prompt, little-endian u32."""
         self.party = Party()
         self.tokens = 0
         """Prompt and generated tokens that its next worker has to compute."""
@@ -88,6 +98,10 @@ class Need:
         """Some worker has accepted this stream: it waits for room instead of being rejected."""
         self.since: float | None = None
         """When nobody owned it any more and the first search or refusal came; None: it is owned."""
+
+    def forget_tokens(self) -> None:
+        """It is over: nothing of the stream is held any more."""
+        self.chain, self.generated = None, _no_tokens
 
     @property
     def promised(self) -> bool:
@@ -118,11 +132,24 @@ class Need:
 class Placed:
     """A worker for one attempt, with what is counted for it. `release` when the attempt is over."""
 
-    __slots__ = ("_watch", "claim", "key", "lease", "worker")
+    __slots__ = ("_watch", "claim", "decision", "key", "lease", "rank", "worker")
 
-    def __init__(self, worker: ServingWorker, lease: Lease, claim: Claim, watch: Watch | None):
+    def __init__(
+        self,
+        worker: ServingWorker,
+        lease: Lease,
+        claim: Claim,
+        watch: Watch | None,
+        *,
+        rank: int = ANY_RANK,
+        decision: Decision | None = None,
+    ):
         self.worker = worker
         self.claim = claim
+        self.rank = rank
+        """Data-parallel rank that was chosen; `ANY_RANK`: the engine's to choose."""
+        self.decision = decision
+        """Why, when caches were asked."""
         self.key = (worker.instance, worker.epoch)
         """The process: the worker's record may have moved on to the next one when this one is talked about."""
         self.lease = lease
@@ -138,6 +165,10 @@ class Placed:
         self.lease.release()
         self.claim.release(length)
         self.end_trial()
+
+
+def _no_tokens() -> bytes:
+    return b""
 
 
 class Watch:

@@ -23,9 +23,9 @@ from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.requests.line import Line
 from holdfast.requests.need import ASK_AGAIN, Need, Placed, Watch
 from holdfast.requests.poison import POISON_DEATHS, Inquest
+from holdfast.requests.router import Router
 from holdfast.routing.admission import Admission
 from holdfast.routing.config import AdmissionSettings
-from holdfast.routing.policy import Policy, Wish
 
 TrialRank = tuple[int, bool, int]
 LOOK_AGAIN = 0.25
@@ -46,7 +46,7 @@ class Placement:
     def __init__(
         self,
         pool: Pool,
-        policy: Policy,
+        router: Router,
         leases: LeaseBook,
         *,
         max_waiting: int,
@@ -59,7 +59,7 @@ class Placement:
         inquest.on_still = self._trial_over
         self._admission = admission
         self.line = Line(settings, leases, admission.drain)
-        self._policy = policy
+        self._router = router
         self._leases = leases
         self._max_waiting = max_waiting
         self._room_at: dict[tuple[str, int], float] = {}
@@ -130,7 +130,7 @@ class Placement:
         )
 
     def _now(self, need: Need, now: float, *, alone: bool = True) -> Placed | None:
-        candidates = self._with_room(need, self._pool.usable(need.model), now)
+        candidates = self._with_room(need, self._usable(need, now), now)
         record = need.suspicion
         suspect = record.suspect
         if suspect and alone:
@@ -139,20 +139,24 @@ class Placement:
         avoid = _NOBODY
         if need.avoid or record.deaths:
             avoid = frozenset(w.instance for w in candidates if self._bad_for(need, w))
-        worker = self._policy.choose(need.model, candidates, Wish(avoid, need.fingerprint))
-        if worker is None:
+        choice = self._router.choose(need, candidates, avoid, now)
+        if choice is None:
             return None
+        worker = choice.worker
         watch = None
         if suspect or record.known:
             watch = Watch(self._leases.take("trial" if suspect else "probation", worker.instance), self._trial_over)
-        card = worker.card(need.model)
-        claim = self._admission.ledger.take(worker, need.tokens, card.block_size if card is not None else 0)
+        claim = self._router.claim(self._admission.ledger, need, choice)
         need.party.admit()
         if record.deaths:
             self._inquest.still(record)
             if suspect:
                 self._trial_over()
-        return Placed(worker, self._leases.take("attempt", worker.instance), claim, watch)
+        lease = self._leases.take("attempt", worker.instance)
+        return Placed(worker, lease, claim, watch, rank=choice.rank, decision=choice.decision)
+
+    def _usable(self, need: Need, now: float) -> Sequence[ServingWorker]:
+        return self._router.eligible(need, self._pool.usable(need.model), now)
 
     def release(self, need: Need, placed: Placed, *, worked: bool) -> None:
         """An attempt is over: there may be room for somebody else.

@@ -12,6 +12,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.engines.contract import Sampling, StopRules
 from holdfast.requests.states import State
+from holdfast.routing.route import ANYWHERE, Route
 from holdfast.telemetry.context import RequestContext
 
 Join = Literal["none", "exact", "declared"]
@@ -78,6 +79,8 @@ class Plan(msgspec.Struct, frozen=True):
     terminal_ids: frozenset[int] = frozenset()
     """End-of-sequence and stop token ids that end this stream."""
     extra: dict[str, object] = {}
+    route: Route = ANYWHERE
+    """Its own wishes about workers."""
 
 
 class Move(msgspec.Struct, frozen=True):

@@ -19,7 +19,9 @@ from holdfast.requests.placement import Placement
 from holdfast.requests.plan import Bound, Ending
 from holdfast.requests.plan import Deadlines as Bounds
 from holdfast.requests.poison import Inquest
+from holdfast.requests.router import Router
 from holdfast.routing.admission import Admission
+from holdfast.routing.kv import Knowledge, KvRouter
 from holdfast.routing.policy import Policy, RouterMode
 from holdfast.routing.saturation import THRESHOLD_NAMES, Thresholds
 from holdfast.routing.thresholds import ThresholdBook
@@ -68,6 +70,7 @@ class Services:
         *,
         rng: random.Random,
         mode: RouterMode = "round-robin",
+        knowledge: Knowledge | None = None,
     ):
         self.settings = settings
         self.flusher = flusher
@@ -84,9 +87,11 @@ class Services:
         )
         self.admission = Admission(self.thresholds, enabled=wanted.admission_control != "none")
         self.policy = Policy(mode, rng)
+        kv = self._kv_router(knowledge) if mode == "kv" and knowledge is not None else None
+        self.router = Router(self.policy, settings.router, kv)
         self.placement = Placement(
             pool,
-            self.policy,
+            self.router,
             self.leases,
             max_waiting=settings.migration_max_waiting,
             admission=self.admission,
@@ -96,6 +101,19 @@ class Services:
         self.thresholds.on_change = self.placement.line.offer
         self.deadlines = Deadlines(self.placement)
         self._usual_bounds = self._bounds(None, None, None, None)
+
+    def _kv_router(self, knowledge: Knowledge) -> KvRouter:
+        wanted = self.settings.router
+        return KvRouter(
+            knowledge,
+            self.admission.ledger,
+            self.rng,
+            weights=wanted.weights,
+            clock=self.flusher.clock,
+            track_blocks=wanted.router_track_active_blocks,
+            track_prefill=wanted.router_track_prefill_tokens,
+            template_tokens=wanted.router_template_tokens,
+        )
 
     def bounds(
         self,

@@ -1,18 +1,31 @@
-"""What this process has sent to workers on top of what they last said of themselves.
+"""What this process has sent to workers on top of what they last said of themselves, per data-parallel rank.
 
 A pong is up to a ping interval old, so that a burst of requests would slip past every threshold if only pongs
 counted. Each attempt therefore holds a `Claim` from the moment its worker is chosen; a pong that includes its stream
-(`Pong.last_open`) takes over from it. What ends between two pongs is taken off again.
+(`Pong.last_open`) takes over from it. What ends between two pongs is taken off again. So a worker's load is
 
+    what it reported in all - what of that is ours + what we hold now,
+
+and frontends that do not know each other agree within one ping interval. What is ours in a report is known from
+``last_open``, without the worker's telling.
+
+Blocks are counted once however many of our streams hold them (`prefixes`), if the hashes of their prompts are known.
 Must never decide anything.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from array import array
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+from holdfast.routing.prefixes import Prefixes
 from holdfast.routing.saturation import RankLoad
 from holdfast.wire.frames import Load, Pong
+
+ANY_RANK = -1
+"""The engine will choose."""
+_NO_HASHES: array[int] = array("Q")
 
 
 class Reporting(Protocol):
@@ -31,22 +44,112 @@ class Reporting(Protocol):
         """The last one."""
 
 
+class Estimate(NamedTuple):
+    """What one rank has in hand, everybody's work together."""
+
+    blocks: int
+    """KV blocks in use, or promised to prompts that it has taken or been sent."""
+    tokens: int
+    """Prompt tokens to be computed."""
+    requests: int
+
+
+class Sums(NamedTuple):
+    """What our claims on one rank hold."""
+
+    blocks: int
+    tokens: int
+    requests: int
+
+
+class _Rank:
+    """All claims on one rank of a process: what they hold, and how that differs from what the pong includes."""
+
+    __slots__ = (
+        "ended_blocks", "ended_requests", "ended_tokens", "fresh_blocks", "fresh_requests", "fresh_tokens", "prefixes",
+        "private", "requests", "tokens",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.prefixes = Prefixes()
+        self.private = 0
+        """Blocks that one stream alone has: the last of its prompt, its output, all when its hashes are not known."""
+        self.tokens = 0
+        self.requests = 0
+        self.fresh_blocks = self.fresh_tokens = self.fresh_requests = 0
+        """Not in the pong yet."""
+        self.ended_blocks = self.ended_tokens = self.ended_requests = 0
+        """In the pong, and over since."""
+
+    @property
+    def blocks(self) -> int:
+        return self.prefixes.blocks + self.private
+
+    def take(self, claim: Claim) -> None:
+        before = self.blocks
+        claim.held = self.prefixes.add(claim.hashes)
+        self.private += claim.blocks - len(claim.hashes)
+        self.fresh_blocks += self.blocks - before
+        self.tokens += claim.tokens
+        self.fresh_tokens += claim.tokens
+        self.requests += 1
+        self.fresh_requests += 1
+
+    def computed(self, tokens: int, *, fresh: bool) -> None:
+        self.tokens -= tokens
+        if fresh:
+            self.fresh_tokens -= tokens
+        else:
+            self.ended_tokens += tokens
+
+    def drop(self, claim: Claim, grown: int, *, fresh: bool) -> None:
+        """``grown``: blocks that it had at its end beyond those that were claimed."""
+        before = self.blocks
+        self.prefixes.remove(claim.held)
+        self.private -= claim.blocks - len(claim.hashes)
+        self.requests -= 1
+        less = before - self.blocks
+        if fresh:  # blocks that an ended stream had brought and this one has kept are in the pong
+            own = min(less, self.fresh_blocks)
+            self.fresh_blocks -= own
+            self.ended_blocks += less - own
+            self.fresh_requests -= 1
+        else:
+            self.ended_blocks += less + grown
+            self.ended_requests += 1
+
+    def seen(self, unseen: Sequence[Claim]) -> None:
+        """A new pong: only those claims are not in it."""
+        self.ended_blocks = self.ended_tokens = self.ended_requests = 0
+        self.fresh_tokens = sum(claim.tokens for claim in unseen)
+        self.fresh_requests = len(unseen)
+        before = self.prefixes.blocks
+        for claim in unseen:
+            self.prefixes.remove(claim.held)
+        private = sum(claim.blocks - len(claim.hashes) for claim in unseen)
+        self.fresh_blocks = before - self.prefixes.blocks + private
+        for claim in unseen:
+            claim.held = self.prefixes.add(claim.hashes)
+
+
 class _Account:
     """All claims on one process of a worker."""
 
-    __slots__ = ("blocks", "ended_blocks", "ended_tokens", "held", "pong", "tokens", "unseen", "worker")
+    __slots__ = ("held", "pong", "ranks", "unseen", "worker")
 
     def __init__(self, worker: Reporting):
         self.worker = worker
         self.pong = worker.pong
         self.held = 0
+        self.ranks: dict[int, _Rank] = {}
         self.unseen: dict[Claim, None] = {}
-        """Claims that the last pong does not include, with their sums."""
-        self.blocks = 0
-        self.tokens = 0
-        self.ended_blocks = 0
-        """Of claims that the last pong includes and that are over since."""
-        self.ended_tokens = 0
+        """Claims that the last pong does not include."""
+
+    def rank(self, number: int) -> _Rank:
+        found = self.ranks.get(number)
+        if found is None:
+            found = self.ranks[number] = _Rank()
+        return found
 
     def look(self) -> None:
         """Take note of a new pong."""
@@ -54,30 +157,31 @@ class _Account:
         if pong is self.pong or pong is None:
             return
         self.pong = pong
-        self.ended_blocks = self.ended_tokens = 0
-        for claim in [c for c in self.unseen if 0 < c.stream <= pong.last_open]:
-            self.forget(claim)
-
-    def forget(self, claim: Claim) -> None:
-        """From now on the pong speaks for it."""
-        del self.unseen[claim]
-        self.blocks -= claim.blocks
-        self.tokens -= claim.tokens
+        if self.unseen:
+            self.unseen = {c: None for c in self.unseen if not 0 < c.stream <= pong.last_open}
+        for number, rank in self.ranks.items():
+            rank.seen([c for c in self.unseen if c.rank == number])
 
 
 class Claim:
     """One attempt's share of its worker. `sent` when its stream is open, `release` when it is over."""
 
-    __slots__ = ("_account", "_block_size", "blocks", "stream", "tokens")
+    __slots__ = ("_account", "_block_size", "blocks", "hashes", "held", "rank", "stream", "tokens")
 
-    def __init__(self, account: _Account, block_size: int, tokens: int):
+    def __init__(self, account: _Account, block_size: int, length: int, *, cached: int, rank: int, hashes: array[int]):
         self._account: _Account | None = account
         self._block_size = block_size
-        self.blocks = _blocks(tokens, block_size)
-        self.tokens = tokens
+        self.hashes = hashes
+        self.blocks = max(_blocks(length, block_size), len(hashes))
+        """Blocks of the whole sequence, shared or not."""
+        self.tokens = max(0, length - cached)
         """Prompt tokens that the worker still has to compute for it."""
+        self.rank = rank
         self.stream = 0
         """Its stream's number on the connection to the worker; 0: not sent."""
+        part = account.rank(rank)
+        self.held = part.prefixes.root
+        part.take(self)
 
     def sent(self, stream: int) -> None:
         """The stream was opened under that number."""
@@ -89,10 +193,7 @@ class Claim:
         if account is None or not self.tokens:
             return
         account.look()
-        if self in account.unseen:
-            account.tokens -= self.tokens
-        else:
-            account.ended_tokens += self.tokens
+        account.rank(self.rank).computed(self.tokens, fresh=self in account.unseen)
         self.tokens = 0
 
     def release(self, length: int = 0) -> None:
@@ -109,10 +210,11 @@ class Claim:
         account.look()
         self._account = None
         account.held -= 1
-        if self in account.unseen:
-            account.forget(self)
-        else:
-            account.ended_blocks += max(self.blocks, _blocks(length + 1, self._block_size))
+        fresh = self in account.unseen
+        if fresh:
+            del account.unseen[self]
+        grown = max(0, _blocks(length + 1, self._block_size) - self.blocks)
+        account.rank(self.rank).drop(self, grown, fresh=fresh)
 
 
 class Ledger:
@@ -121,32 +223,53 @@ class Ledger:
     def __init__(self) -> None:
         self._accounts: dict[tuple[str, int], _Account] = {}
 
-    def take(self, worker: Reporting, tokens: int, block_size: int) -> Claim:
+    def take(
+        self,
+        worker: Reporting,
+        tokens: int,
+        block_size: int,
+        *,
+        rank: int = ANY_RANK,
+        cached: int = 0,
+        hashes: array[int] = _NO_HASHES,
+    ) -> Claim:
         """Claim room on a worker.
 
         Args:
             worker: that was chosen.
-            tokens: prompt and already generated tokens, all of which it has to compute.
+            tokens: prompt and already generated tokens, which it has to compute.
             block_size: tokens per KV block; 0: unknown, no blocks are claimed.
+            rank: that was chosen, or `ANY_RANK`.
+            cached: of the tokens, those that its cache should have.
+            hashes: of the complete blocks of these tokens; blocks that our streams share count once then.
         """
         account = self._account(worker)
         account.look()
-        claim = Claim(account, block_size, tokens)
+        claim = Claim(account, block_size, tokens, cached=cached, rank=rank, hashes=hashes)
         account.held += 1
         account.unseen[claim] = None
-        account.blocks += claim.blocks
-        account.tokens += tokens
         return claim
 
     def held(self) -> int:
         """Return how many claims are out."""
         return sum(account.held for account in self._accounts.values())
 
+    def sums(self, worker: Reporting, rank: int = ANY_RANK) -> Sums:
+        """Return what our claims on a rank of a worker's present process hold."""
+        account = self._accounts.get((worker.instance, worker.epoch))
+        part = account.ranks.get(rank) if account is not None else None
+        return Sums(part.blocks, part.tokens, part.requests) if part is not None else Sums(0, 0, 0)
+
+    def shared(self, worker: Reporting, rank: int, hashes: array[int]) -> int:
+        """Return how many leading blocks of a prompt our streams on a rank hold."""
+        account = self._accounts.get((worker.instance, worker.epoch))
+        part = account.ranks.get(rank) if account is not None else None
+        return part.prefixes.match(hashes) if part is not None else 0
+
     def loads(self, worker: Reporting, block_size: int, total_blocks: int, ranks: int) -> list[RankLoad | None]:
         """Return what a worker has in hand, per rank.
 
-        Claims that no pong includes yet are spread evenly over the ranks: which of them the engine will choose is
-        its own business.
+        Claims for whichever rank the engine chooses are spread evenly until a pong includes them.
 
         Args:
             worker: who.
@@ -160,12 +283,37 @@ class Ledger:
         pong = worker.pong
         if pong is None and account is None:
             return [None] * ranks
-        load = pong.load if pong is not None else Load()
+        load = pong.load if pong is not None else _NO_LOAD
         said = load.ranks or (load,)
-        observed: list[RankLoad | None] = [
-            _load(load, account, block_size, total_blocks, max(1, ranks)) for load in said[:ranks]
-        ]
+        observed: list[RankLoad | None] = []
+        for number, one in enumerate(said[:ranks]):
+            blocks, tokens, _ = _estimate(one, account, number, block_size, max(1, ranks))
+            observed.append(RankLoad(blocks, one.kv_total_blocks or total_blocks, tokens))
         return observed + [None] * (ranks - len(observed))
+
+    def estimate(self, worker: Reporting, rank: int, block_size: int, ranks: int) -> Estimate:
+        """Return what one rank has in hand. At least what we hold there counts, also when the worker reports nothing.
+
+        Args:
+            worker: who.
+            rank: of its `ranks`.
+            block_size: tokens per KV block.
+            ranks: how many its card declares.
+        """
+        account = self._accounts.get((worker.instance, worker.epoch))
+        if account is not None:
+            account.look()
+        pong = worker.pong
+        load = pong.load if pong is not None else _NO_LOAD
+        if load.ranks:
+            load = load.ranks[rank] if rank < len(load.ranks) else _NO_LOAD
+        blocks, tokens, requests = _estimate(load, account, rank, block_size, ranks)
+        own = account.ranks.get(rank) if account is not None else None
+        if own is None:
+            return Estimate(blocks, tokens, requests)
+        if not load.kv_total_blocks:
+            tokens = max(tokens, own.tokens)
+        return Estimate(max(blocks, own.blocks), tokens, max(requests, own.requests))
 
     def _account(self, worker: Reporting) -> _Account:
         key = (worker.instance, worker.epoch)
@@ -176,13 +324,23 @@ class Ledger:
         return account
 
 
-def _load(load: Load, account: _Account | None, block_size: int, total_blocks: int, ranks: int) -> RankLoad:
+_NO_LOAD = Load()
+
+
+def _estimate(load: Load, account: _Account | None, rank: int, block_size: int, ranks: int) -> tuple[int, int, int]:
+    """Return blocks, prompt tokens and requests: as reported, less what has ended, and what is new."""
     blocks = load.kv_used_blocks + _blocks(load.prefill_tokens, block_size)
     tokens = load.prefill_tokens
-    if account is not None:
-        blocks = max(0, blocks - _share(account.ended_blocks, ranks)) + _share(account.blocks, ranks)
-        tokens = max(0, tokens - _share(account.ended_tokens, ranks)) + _share(account.tokens, ranks)
-    return RankLoad(blocks, load.kv_total_blocks or total_blocks, tokens)
+    requests = load.running + load.waiting
+    if account is None:
+        return blocks, tokens, requests
+    for number, share in ((rank, 1), (ANY_RANK, ranks)):
+        part = account.ranks.get(number)
+        if part is not None:
+            blocks = max(0, blocks - _share(part.ended_blocks, share)) + _share(part.fresh_blocks, share)
+            tokens = max(0, tokens - _share(part.ended_tokens, share)) + _share(part.fresh_tokens, share)
+            requests = max(0, requests - _share(part.ended_requests, share)) + _share(part.fresh_requests, share)
+    return blocks, tokens, requests
 
 
 def _blocks(tokens: int, block_size: int) -> int:

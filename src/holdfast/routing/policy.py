@@ -12,7 +12,8 @@ from typing import Literal, Protocol, TypeVar
 
 import msgspec
 
-RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded"]
+RouterMode = Literal["round-robin", "random", "power-of-two", "least-loaded", "kv", "direct"]
+"""``kv``: by caches and load (`kv`), least-loaded where caches are not known; ``direct``: the request says who."""
 
 
 class Candidate(Protocol):
@@ -48,6 +49,8 @@ class Wish(msgspec.Struct, frozen=True):
     """Instances that failed this stream; taken only when nothing else is left."""
     fingerprint: str = ""
     """Of the attempt to be continued: equal arithmetic is preferred."""
+    prefer: str = ""
+    """Instance that its session is bound to: taken when nothing speaks against it."""
 
 
 class Policy:
@@ -66,13 +69,16 @@ class Policy:
         Preferences are applied in order, each only while it leaves somebody: not avoided, not hesitant,
         same fingerprint.
         """
-        left = list(candidates)
-        self.considered = left
+        left = self.preferred(model, candidates, wish)
         if not left:
             return None
-        if len(left) > 1:
-            left = _prefer(model, left, wish)
         return left[0] if len(left) == 1 else self._pick(model, left)
+
+    def preferred(self, model: str, candidates: Sequence[C], wish: Wish) -> list[C]:
+        """Return those among whom load or caches decide; preferences as in `choose`."""
+        left = list(candidates)
+        self.considered = left
+        return _prefer(model, left, wish) if len(left) > 1 else left
 
     def _pick(self, model: str, left: list[C]) -> C:
         if self.mode == "random":
@@ -82,7 +88,7 @@ class Policy:
         turn = self._turn.get(model, 0)
         self._turn[model] = turn + 1
         start = turn % len(left)
-        if self.mode == "round-robin":
+        if self.mode in ("round-robin", "direct"):
             return left[start]
         return min(left[start:] + left[:start], key=_load)
 
@@ -92,6 +98,8 @@ def _prefer(model: str, left: list[C], wish: Wish) -> list[C]:
     left = [c for c in left if not c.hesitant] or left
     if wish.fingerprint:
         left = [c for c in left if c.fingerprint_of(model) == wish.fingerprint] or left
+    if wish.prefer:
+        left = [c for c in left if c.instance == wish.prefer] or left
     return left
 
 

@@ -1,0 +1,132 @@
+"""What it costs to send a request to a worker's rank, in KV blocks, and the pick among costs. Pure functions.
+
+The two forms of the reference (runtime notes, 3.5) are one here::
+
+    prefill = max((tokens in hand + prompt) / block - credits, 0)
+    credits = c * device + host_weight * host + disk_weight * disk
+    c       = credit / (1 + decay * excess / prompt blocks)
+    cost    = overlap_score_weight * prefill_scale * prefill + decode blocks + request_weight * requests
+
+With everything but `overlap_score_weight` at its default this is the older one. ``excess``: prefill blocks in hand
+above the least loaded candidate. Wanted taints multiply the cost by ``exp(-tanh(sum of their weights))``.
+
+Must never know a worker.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+
+class Weights(msgspec.Struct, frozen=True, kw_only=True):
+    """The parameters of the cost, under the reference's names."""
+
+    overlap_score_weight: float = 1.0
+    """Scales the whole prefill part; 0: only decode blocks count."""
+    overlap_score_credit: float = 1.0
+    """Share of the device blocks that counts as not to be computed; 0: caches do not matter."""
+    overlap_score_credit_decay: float = 0.0
+    """How much faster credit fades on workers that have more prefill in hand than the least loaded one."""
+    prefill_load_scale: float = 1.0
+    decode_active_request_weight: float = 0.0
+    """Blocks that each request in hand costs on top."""
+    host_cache_hit_weight: float = 0.75
+    disk_cache_hit_weight: float = 0.25
+    router_temperature: float = 0.0
+    """0: the least cost; above: by chance, the more evenly the higher (`pick`)."""
+
+
+class Terms(msgspec.Struct, frozen=True):
+    """What speaks for and against one rank, in blocks."""
+
+    instance: str
+    rank: int
+    device: int
+    """Leading blocks of the prompt that it holds on the device; then in host memory; then on disk."""
+    host: int
+    disk: int
+    prefill: float
+    """To be computed, with what it has in hand, less credits."""
+    decode: int
+    """In use, with this request."""
+    requests: int
+    cost: float
+
+    @property
+    def overlap(self) -> int:
+        """Blocks in all tiers."""
+        return self.device + self.host + self.disk
+
+
+class Candidate(msgspec.Struct, frozen=True, gc=False):
+    """One rank before it is weighed."""
+
+    instance: str
+    rank: int
+    tiers: tuple[int, int, int]
+    """Blocks that it holds, by tier."""
+    credited: tuple[int, int, int]
+    """Those of them that count: without the part that is a template."""
+    tokens: int
+    """Prompt tokens in hand."""
+    blocks: int
+    """KV blocks in use with this request."""
+    requests: int
+    preference: float = 0.0
+    """Sum of the weights of those taints that are wanted and there."""
+
+
+def weigh(one: Candidate, length: int, block_size: int, weights: Weights, least_tokens: int) -> Terms:
+    """Return the cost of one rank.
+
+    Args:
+        one: the rank.
+        length: tokens of the request that must be there before it can go on.
+        block_size: tokens per block.
+        weights: parameters.
+        least_tokens: prompt tokens that the least loaded candidate has in hand.
+    """
+    credit = weights.overlap_score_credit
+    if weights.overlap_score_credit_decay:
+        excess = (one.tokens - least_tokens) / max(length, 1)
+        credit /= 1.0 + weights.overlap_score_credit_decay * excess
+    device, host, disk = one.credited
+    found = credit * device + weights.host_cache_hit_weight * host + weights.disk_cache_hit_weight * disk
+    prefill = max((one.tokens + length) / block_size - found, 0.0)
+    cost = weights.overlap_score_weight * weights.prefill_load_scale * prefill + one.blocks
+    cost += weights.decode_active_request_weight * one.requests
+    if one.preference:
+        cost *= math.exp(-math.tanh(one.preference))
+    return Terms(one.instance, one.rank, *one.tiers, prefill, one.blocks, one.requests, cost)
+
+
+def pick(terms: Sequence[Terms], temperature: float, rng: random.Random, recent: Callable[[Terms], float]) -> Terms:
+    """Return one of the candidates.
+
+    Without temperature the least cost; among equals who got the least work lately; among those one by chance. With
+    temperature t by chance, with odds ``exp(-cost / ((greatest - least cost) * t))``.
+
+    Args:
+        terms: at least one.
+        temperature: 0 or above.
+        rng: chance.
+        recent: how much work a candidate got lately, asked only when there are equals.
+    """
+    if len(terms) == 1:
+        return terms[0]
+    costs = [one.cost for one in terms]
+    least = min(costs)
+    if temperature > 0:
+        span = (max(costs) - least) * temperature
+        if span > 0:
+            return rng.choices(terms, [math.exp(-(cost - least) / span) for cost in costs])[0]
+    best = [one for one in terms if one.cost <= least]
+    if len(best) > 1:
+        works = [recent(one) for one in best]
+        lazy = min(works)
+        best = [one for one, work in zip(best, works, strict=True) if work <= lazy]
+    return best[0] if len(best) == 1 else rng.choice(best)
