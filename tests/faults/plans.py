@@ -15,7 +15,7 @@ from holdfast.sim.plan import _MAKERS, Plan, Profile, Shape, draw_plan
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Manner, Wish
 
-Setting = Literal["plain", "tight", "guarded"]
+Setting = Literal["plain", "tight", "bulk", "guarded"]
 GUARDED_EVERY = 8
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("discovery-outage", "discovery-stale", "discovery-partial"),
@@ -35,6 +35,8 @@ def settings(plan: Plan, seed: int) -> tuple[Setting, Plan]:
             plan,
             **{**_PLAIN, "seats": 2, "limit": 3, "queue": 4, "blocks": 24, "most_requests": 14, "most_waiting": 2},
         )
+    if plan.profile == "bulk":
+        return "bulk", msgspec.structs.replace(plan, **{**_PLAIN, "blocks": plan.blocks})
     if seed % GUARDED_EVERY == 0:
         old = {"old": ("frontend-0",), "secret": "a shared secret", "canary": True}
         return "guarded", msgspec.structs.replace(plan, **{**_PLAIN, **old})
@@ -55,6 +57,7 @@ _PLAIN = {
     "old": (),
     "kv_warm": False,
     "secret": "",
+    "narrow": False,
 }
 
 

@@ -9,6 +9,8 @@ import msgspec
 from holdfast.sim.faults import kinds
 from tests.faults.rounds import Result
 
+SHOWN = 12
+
 
 class Covered(msgspec.Struct, frozen=True):
     """What became of one round, small enough to be kept."""
@@ -34,8 +36,13 @@ def covered(result: Result, setting: str) -> Covered:
         result.hits,
         dict(sorted(history.seen.items())),
         dict(Counter(f"{failed.code} {failed.phase}" for failed in history.failures)),
-        [str(violation) for violation in result.violations],
+        _few([str(violation) for violation in result.violations]),
     )
+
+
+def _few(broken: list[str]) -> list[str]:
+    """Return the first ones, and how many more there are: one cause can break hundreds."""
+    return broken if len(broken) <= SHOWN else [*broken[:SHOWN], f"… and {len(broken) - SHOWN} more"]
 
 
 class Tally:
