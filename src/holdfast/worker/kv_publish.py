@@ -72,7 +72,8 @@ class KvPublisher:
         self._mismatches = 0
         self._closed = False
         self._server: EndpointServer | None = None
-        self._waiting: set[asyncio.Event] = set()
+        self._waiting: dict[asyncio.Event, None] = {}
+        """Subscribers that wait for news, in the order of their coming: a set would tell them in that of addresses."""
         self._announcing: asyncio.TimerHandle | None = None
 
     def begin(self, info: EngineInfo) -> CallHandler | None:
@@ -165,13 +166,13 @@ class KvPublisher:
             raise InvalidRequest(f"KV events are told in version {VERSION}, not {wanted.version}")
         self.subscribers += 1
         news = asyncio.Event()
-        self._waiting.add(news)
+        self._waiting[news] = None
         try:
             async with aclosing(self._tell(self.log, wanted, context, news)) as messages:
                 async for message in messages:
                     yield message
         finally:
-            self._waiting.discard(news)
+            self._waiting.pop(news, None)
             self.subscribers -= 1
 
     async def _tell(
