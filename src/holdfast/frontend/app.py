@@ -107,10 +107,9 @@ class Frontend:
         missing = f"no usable worker for {lacking}" if lacking else "no model is known and loaded yet"
         return Verdict(False, {}, (missing,))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
-        route = self._hot.get((scope["method"], scope["path"]))
-        await (route or self._other)(scope, receive, send)
+        return self._hot.get((scope["method"], scope["path"]), self._other)(scope, receive, send)
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is not hot: admitted, and labelled as the client labelled it."""

@@ -66,9 +66,17 @@ class Bodies:
             raise self._too_large(declared)
         message = await _next(receive)
         first: bytes = message["body"]
-        if len(first) > self._limit:
-            raise self._too_large(len(first))
-        return await self._rest(LargeBody(first), receive) if message.get("more_body") else first
+        return await self._rest(LargeBody(first), receive) if message.get("more_body") else self.whole(first)
+
+    def whole(self, body: bytes) -> bytes:
+        """Return a body that has come in one part.
+
+        Raises:
+            PayloadTooLarge: naming limit and actual size.
+        """
+        if len(body) > self._limit:
+            raise self._too_large(len(body))
+        return body
 
     async def _rest(self, body: LargeBody, receive: Receive) -> LargeBody:
         self.held += body.size

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 _INT = struct.Struct("i")
+_NO_BODY = bytearray()
 
 
 class Watched(Protocol):
@@ -102,6 +103,14 @@ class ClientWire:
         if self._protocol.watcher is self:
             self._protocol.watcher = None
         self.on_lost = self.on_blocked = self.on_writable = _nothing  # they hold the whole answer
+
+    def body(self) -> bytes | None:
+        """Take the request's body, if all of it is here already; None: it has to be received the usual way."""
+        cycle = self._cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), _NO_BODY
+        return body
 
     def start(self, head: bytes, length: int | None = None) -> None:
         """Begin the response; the head leaves with the first bytes after it.

@@ -7,12 +7,11 @@ a token or in a client's leaving. Must never decide about workers or encode text
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from holdfast.base.errors import Cancelled, CapacityExhausted, ClientStalled, HoldfastError, InternalError
 from holdfast.base.ids import RequestId, draw_request_id
-from holdfast.engines.contract import pack_ids
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Bodies, Receive, Send
 from holdfast.frontend.client_wire import Sink
@@ -27,7 +26,7 @@ from holdfast.frontend.reply import Reply
 from holdfast.frontend.story import Stories, Story
 from holdfast.frontend.turns import Turns
 from holdfast.openai.errors import error_response
-from holdfast.openai.headers import RequestHeaders, find_header, parse_headers
+from holdfast.openai.headers import NO_HEADERS, RequestHeaders, find_header, parse_headers
 from holdfast.openai.mapping import token_budget
 from holdfast.requests import seeds
 from holdfast.requests.plan import Deadlines, Plan
@@ -36,6 +35,8 @@ from holdfast.requests.service import Services
 from holdfast.telemetry.content import CONTENT
 
 log = logging.getLogger(__name__)
+
+_NO_IDS: frozenset[int] = frozenset()
 
 
 class GenerateRoute:
@@ -76,13 +77,13 @@ class GenerateRoute:
         self.stopping = False
         """Nothing begins any more."""
 
-    async def chat(self, scope: Any, receive: Receive, send: Send) -> None:
+    def chat(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         """POST /v1/chat/completions."""
-        await self._counted("chat_completions", scope, receive, send)
+        return self._serve("chat_completions", scope, receive, send)
 
-    async def completion(self, scope: Any, receive: Receive, send: Send) -> None:
+    def completion(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         """POST /v1/completions."""
-        await self._counted("completions", scope, receive, send)
+        return self._serve("completions", scope, receive, send)
 
     @property
     def in_hand(self) -> int:
@@ -95,38 +96,35 @@ class GenerateRoute:
         self._offload.close()
         await self._preparer.close()
 
-    async def _counted(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
+    async def _serve(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
         self._in_hand += 1
         try:
-            await self._serve(surface, scope, receive, send)
+            request_id = draw_request_id(self._services.rng)
+            story = self._stories.begin(surface, scope, request_id)
+            try:
+                prepared, plans = await self._prepare(story, surface, scope, receive)
+            except Cancelled as error:
+                story.refused(error)
+                return
+            except HoldfastError as error:
+                story.refused(error)
+                await self._refuse(send, error, headers_label(scope) or request_id, story.trace_id)
+                return
+            except Exception:
+                log.exception("request %s could not be prepared", request_id)
+                fault = InternalError("The request could not be prepared.")
+                story.refused(fault)
+                await self._refuse(send, fault, request_id, story.trace_id)
+                return
+            finally:
+                story.settle()
+            with self._metrics.of(story.model).inflight:
+                outcome = await self._run(story, prepared, plans, scope.pop("holdfast.wire"))
+            story.ended(outcome)
+            if CONTENT.on and story.request is not None:
+                log_content(prepared, story.request)
         finally:
             self._in_hand -= 1
-
-    async def _serve(self, surface: Surface, scope: Any, receive: Receive, send: Send) -> None:
-        request_id = draw_request_id(self._services.rng)
-        story = self._stories.begin(surface, scope, request_id)
-        try:
-            prepared, plans = await self._prepare(story, surface, scope, receive)
-        except Cancelled as error:
-            story.refused(error)
-            return
-        except HoldfastError as error:
-            story.refused(error)
-            await self._refuse(send, error, headers_label(scope) or request_id, story.trace_id)
-            return
-        except Exception:
-            log.exception("request %s could not be prepared", request_id)
-            fault = InternalError("The request could not be prepared.")
-            story.refused(fault)
-            await self._refuse(send, fault, request_id, story.trace_id)
-            return
-        finally:
-            story.settle()
-        with self._metrics.of(story.model).inflight:
-            outcome = await self._run(story, prepared, plans, scope.pop("holdfast.wire"))
-        story.ended(outcome)
-        if CONTENT.on and story.request is not None:
-            log_content(prepared, story.request)
 
     async def _prepare(
         self, story: Story, surface: Surface, scope: Any, receive: Receive
@@ -134,11 +132,15 @@ class GenerateRoute:
         headers = parse_headers(scope["headers"], steering=self._config.trust_client_priority)
         story.identify(headers)
         self._admit(scope)
-        body = await self._bodies.read(receive, _content_length(scope))
+        take = scope.pop("holdfast.body", None)
+        here = take() if take is not None else None
+        body = (
+            self._bodies.whole(here) if here is not None else await self._bodies.read(receive, _content_length(scope))
+        )
         try:
             if not self._turns.take():
                 await self._turns.wait()
-            prepared = await self._preparer.prepare(surface, body)
+            prepared = self._preparer.at_once(surface, body) or await self._preparer.prepare(surface, body)
         finally:
             self._bodies.release(body)
         story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
@@ -164,7 +166,8 @@ class GenerateRoute:
         wire.watch(lambda: self._lost(request, answer), reply.block, reply.resume)
         try:
             await request.run()
-            await reply.drained()
+            if not reply.over:
+                await reply.drained()
         finally:
             wire.unwatch()
             self._keep_alive.remove(reply)
@@ -189,18 +192,20 @@ class GenerateRoute:
     def _plans(self, story: Story, prepared: Prepared, headers: RequestHeaders) -> list[Plan]:
         spec = prepared.spec
         card = prepared.served.card
-        bounds = self._bounds(headers)
+        bounds = self._services.bounds() if headers is NO_HEADERS else self._bounds(headers)
+        context = story.context
+        traceparent = context.traceparent if context is not None else ""
         steering = headers.steer(spec.steering)
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
         plans: list[Plan] = []
         param = "messages" if prepared.surface == "chat_completions" else "prompt"
         for prompt in prepared.prompts:
-            budget = token_budget(spec, len(prompt.ids), card.context_length, param=param)
-            stop = spec.stop_rules(budget)
-            terminal = frozenset(stop.stop_token_ids) | (
-                frozenset() if stop.ignore_eos else frozenset(card.eos_token_ids)
-            )
-            ids = pack_ids(prompt.ids)
+            length = len(prompt.ids)
+            stop = spec.stop_rules(token_budget(spec, length, card.context_length, param=param))
+            terminal = _NO_IDS if stop.ignore_eos else prepared.served.terminal_ids
+            if stop.stop_token_ids:
+                terminal = terminal.union(stop.stop_token_ids)
+            ids = prompt.ids.tobytes()  # little-endian u32, as on the wire
             for _ in range(spec.n):
                 choice = len(plans)
                 plans.append(
@@ -208,15 +213,15 @@ class GenerateRoute:
                         request_id=story.id,
                         model=card.name,
                         prompt_ids=ids,
-                        prompt_length=len(prompt.ids),
+                        prompt_length=length,
                         sampling=spec.sampling_for(seeds.mix(seed, choice)),
                         stop=stop,
                         context_length=card.context_length,
                         deadlines=bounds,
                         choice=choice,
                         label=headers.label,
-                        traceparent=story.context.traceparent if story.context is not None else "",
-                        context=story.context,
+                        traceparent=traceparent,
+                        context=context,
                         prepared_seconds=story.prepared_seconds,
                         priority=steering.priority,
                         strict_priority=steering.strict_priority,

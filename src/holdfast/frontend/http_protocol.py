@@ -3,7 +3,7 @@
 A connection that brings no complete request head, or whose body pauses or trickles, is answered and closed, and
 so is one that does not take its answer; heads, pipelines, chunk overhead and the number of connections are bounded;
 the kernel's send buffer is bounded so that a client which does not read is noticed. Each request gets a
-`ClientWire` (``scope["holdfast.wire"]``).
+`ClientWire` (``scope["holdfast.wire"]``), and a short cut to a body that is there (``scope["holdfast.body"]``).
 
 Must never look into requests.
 """
@@ -195,6 +195,7 @@ class HttpProtocol(Clocked):
             self.scope["holdfast.late"] = self._late  # type: ignore[typeddict-unknown-key]
         wire = ClientWire(self, self.cycle, self.flow, self.transport)
         self.scope["holdfast.wire"] = wire  # type: ignore[typeddict-unknown-key]
+        self.scope["holdfast.body"] = wire.body  # type: ignore[typeddict-unknown-key]
 
     def on_body(self, body: bytes) -> None:
         """A part of the body, its chunks taken apart."""

@@ -100,6 +100,17 @@ class Preparer:
         self._split_reasoning = config.reasoning_parser != "none"
         self._pool = LargeTextPool()
 
+    def at_once(self, surface: Surface, body: bytes | LargeBody) -> Prepared | None:
+        """Return the prepared request; None: it is large, or its model is not loaded, and `prepare` has to wait.
+
+        Raises as `prepare`.
+        """
+        if isinstance(body, LargeBody) or len(body) > LARGE_BODY_BYTES:
+            return None
+        request = parse_chat(body) if surface == "chat_completions" else parse_completion(body)
+        served = self._registry.ready(request.model)
+        return None if served is None else self._small(surface, request, served)
+
     async def prepare(self, surface: Surface, body: bytes | LargeBody) -> Prepared:
         """Return the prepared request.
 
@@ -114,24 +125,37 @@ class Preparer:
         large = isinstance(body, LargeBody) or len(body) > LARGE_BODY_BYTES
         request = await self._offload.run(_parse, parse, body) if large else _parse(parse, body)
         served = await self._registry.get(request.model)
+        if not large:
+            return self._small(surface, request, served)
         read = self._chat if chat else self._completion
-        if large:
-            came = self._clock()
-            spec, sources, rendered = await self._offload.run(read, request, served, _no_clock)
-            began = self._clock()
-            took = began - came if rendered else 0
-            prompts = [await self._encode_large(served, source, special=not chat) for source in sources]
-        else:
-            spec, sources, took = read(request, served, self._clock)
-            began = self._clock()
-            prompts = [self._encode(served, source, special=not chat) for source in sources]
-        if took:
-            self._template_took(took / 1e9)
+        came = self._clock()
+        spec, sources, rendered = await self._offload.run(read, request, served, _no_clock)
+        began = self._clock()
+        prompts = [await self._encode_large(served, source, special=not chat) for source in sources]
+        self._told(sources, began - came if rendered else 0, began)
+        return self._prepared(surface, request.model, served, spec, prompts)
+
+    def _small(self, surface: Surface, request: Any, served: ServedModel) -> Prepared:
+        chat = surface == "chat_completions"
+        spec, sources, took = (self._chat if chat else self._completion)(request, served, self._clock)
+        began = self._clock()
+        prompts = [self._encode(served, source, special=not chat) for source in sources]
+        self._told(sources, took, began)
+        return self._prepared(surface, request.model, served, spec, prompts)
+
+    def _told(self, sources: list[Source], rendered: int, began: int) -> None:
+        """Say how long the template took, in nanoseconds, and tokenizing, which ``began`` then."""
+        if rendered:
+            self._template_took(rendered / 1e9)
         if sources[0].__class__ is str:
             self._tokenize_took((self._clock() - began) / 1e9)
+
+    def _prepared(
+        self, surface: Surface, model: str, served: ServedModel, spec: GenerationSpec, prompts: list[Prompt]
+    ) -> Prepared:
         return Prepared(
             surface,
-            request.model,
+            model,
             served,
             spec,
             prompts,

@@ -8,12 +8,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import random
 import socket
 import time
 
 import uvloop
 
+from holdfast.base.randomness import BlockRandom
 from holdfast.frontend.app import Frontend
 from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.config import FrontendConfig
@@ -51,7 +51,7 @@ async def serve(config: FrontendConfig) -> int:
     Raises:
         Conflict: the HTTP port is taken.
     """
-    rng = random.SystemRandom()
+    rng = BlockRandom()
     allow_files(config.http_max_connections)
     own = listen(config.http_host, config.http_port, reuse_port=config.http_reuse_port)
     common = inherited(config.http_listen_fd) if config.http_listen_fd >= 0 else None

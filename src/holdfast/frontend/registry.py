@@ -48,11 +48,13 @@ class ReadText(Protocol):
 class ServedModel:
     """A model with everything a frontend needs to speak it."""
 
-    __slots__ = ("card", "defaults", "text")
+    __slots__ = ("card", "defaults", "terminal_ids", "text")
 
     def __init__(self, card: ModelCard, text: TextModel, defaults: dict[str, Any]):
         self.card = card
         self.text = text
+        self.terminal_ids = frozenset(card.eos_token_ids)
+        """Token ids that end a sequence."""
         self.defaults = defaults
         """The model's generation config."""
 
@@ -122,6 +124,10 @@ class ModelRegistry:
             else:
                 log.warning("model %s came back with another %s; loading it anew", name, field)
                 del self._served[name]
+
+    def ready(self, name: str) -> ServedModel | None:
+        """Return a model by name or alias if it is loaded."""
+        return self._served.get(name)
 
     async def get(self, name: str, wait: float = 10.0) -> ServedModel:
         """Return a model by name or alias.

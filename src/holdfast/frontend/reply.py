@@ -161,6 +161,11 @@ class Reply:
             self.dropped = True
             self.abort()
 
+    @property
+    def over(self) -> bool:
+        """Whether the end has been written, or nobody is there to take it."""
+        return self._gone
+
     async def drained(self) -> None:
         """Wait until the end has been written, or nobody is there to take it."""
         if not self.finished:

@@ -218,6 +218,7 @@ def make_server(app: Frontend, config: FrontendConfig) -> Server:
             loop="none",
             http=protocol_class(bounds),
             ws="none",
+            interface="asgi3",
             lifespan="off",
             log_config=None,
             log_level=None,

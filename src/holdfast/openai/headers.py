@@ -48,12 +48,18 @@ class RequestHeaders(msgspec.Struct):
 
     def steer(self, steering: Steering) -> Steering:
         """Return the body's wishes overruled by the headers' ones."""
+        if self is NO_HEADERS:
+            return steering
         wishes = {
             name: value
             for name in ("priority", "strict_priority", "worker", "prefill_worker", "dp_rank", "session_id")
             if (value := getattr(self, name)) is not None
         }
         return msgspec.structs.replace(steering, **wishes) if wishes else steering
+
+
+NO_HEADERS = RequestHeaders()
+"""What `parse_headers` returns, the same one every time, when a request brings none of them."""
 
 
 def parse_headers(headers: RawHeaders, *, steering: bool = True) -> RequestHeaders:
@@ -67,14 +73,15 @@ def parse_headers(headers: RawHeaders, *, steering: bool = True) -> RequestHeade
     Raises:
         InvalidRequest: a value that is not what the header takes; ``param`` is the header's name.
     """
-    found = RequestHeaders()
-    seen: set[bytes] | None = None
+    found: RequestHeaders | None = None
+    seen: set[bytes] = set()
     for name, value in headers:
         reader = _READERS.get(name)
         if reader is None or (not steering and name in _STEERING):
             continue
-        if seen is None:
-            seen = {name}
+        if found is None:
+            found = RequestHeaders()
+            seen.add(name)
         elif name in seen:
             if name == b"tracestate":
                 found.tracestate = _joined(found.tracestate, reader[1](name, value))
@@ -83,7 +90,7 @@ def parse_headers(headers: RawHeaders, *, steering: bool = True) -> RequestHeade
             seen.add(name)
         field, read = reader
         setattr(found, field, read(name, value))
-    return found
+    return NO_HEADERS if found is None else found
 
 
 def find_header(headers: RawHeaders, name: bytes) -> bytes | None:

@@ -52,7 +52,7 @@ class Request:
         leases = [services.leases.take("request")] + [services.leases.take("stream") for _ in self.streams]
         try:
             if len(self.streams) == 1:
-                await self.streams[0].run()
+                await self.streams[0].driver.run()
                 return
             async with asyncio.TaskGroup() as group:
                 for stream in self.streams:
