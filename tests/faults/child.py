@@ -17,7 +17,10 @@ from typing import Any
 
 import msgspec
 
-SOCKET, NAME, INCARNATION, OLD = "FAULTS_SOCKET", "FAULTS_NAME", "FAULTS_INCARNATION", "FAULTS_OLD"
+from tests.faults.bugs import BUGS
+
+SOCKET, NAME, INCARNATION = "FAULTS_SOCKET", "FAULTS_NAME", "FAULTS_INCARNATION"
+OLD, BUG = "FAULTS_OLD", "FAULTS_BUG"
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -220,6 +223,8 @@ def main() -> None:
     time.time = lambda: _time() + _offset
     time.time_ns = lambda: _time_ns() + int(_offset * 1e9)
     journal = Journal()
+    if bug := os.environ.get(BUG):
+        BUGS[bug][0]()
     (_frontend if sys.argv[1] == "frontend" else _worker)(journal)
     from holdfast.cli.main import main as production  # noqa: PLC0415
 

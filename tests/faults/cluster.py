@@ -64,10 +64,11 @@ class Cluster:
         plan: sizes and settings.
         root: an empty directory.
         rng: for the network's jitter and the links of orders.
+        bug: planted into every process (`bugs`).
     """
 
-    def __init__(self, plan: Plan, root: Path, rng: random.Random):
-        self.plan, self.root, self.rng = plan, root, rng
+    def __init__(self, plan: Plan, root: Path, rng: random.Random, bug: str = ""):
+        self.plan, self.root, self.rng, self._bug = plan, root, rng, bug
         self.ledger = Ledger(root / "ledger")
         self.ledger.name_of = self.name_of
         self.processes: dict[str, Process] = {}
@@ -246,6 +247,7 @@ class Cluster:
             child.NAME: name,
             child.INCARNATION: str(incarnation),
             child.OLD: "yes" if name in plan.old else "",
+            child.BUG: self._bug,
         }
         if plan.secret:
             env["DYN_WIRE_SECRET"] = plan.secret

@@ -17,11 +17,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def faults_count(request: pytest.FixtureRequest) -> int:
     """How many drawn plans to run."""
     given = request.config.getoption("--faults-count", None)
-    return int(os.environ.get("FAULTS_COUNT", "4")) if given is None else int(given)
+    return int(os.environ.get("FAULTS_COUNT", "3")) if given is None else int(given)
 
 
 @pytest.fixture
 def faults_seconds(request: pytest.FixtureRequest) -> float:
     """No plan begins after so many seconds."""
     given = request.config.getoption("--faults-seconds", None)
-    return float(os.environ.get("FAULTS_SECONDS", "90")) if given is None else float(given)
+    return float(os.environ.get("FAULTS_SECONDS", "60")) if given is None else float(given)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from holdfast.sim import faults as f
+from holdfast.sim.workload import Manner
+from tests.faults.bugs import BUGS
 from tests.faults.campaign import Job, drawn_jobs, rounds, sweep_jobs
+from tests.faults.cluster import Cluster
+from tests.faults.rounds import Round
 from tests.faults.tally import Tally
+from tests.faults.test_calibration import AT, WORKER, plan_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -52,3 +60,18 @@ async def test_drawn_plans(tmp_path: Path, faults_count: int, faults_seconds: fl
     print(f"\n{tally.table()}")
     assert tally.broken == []
     assert tally.rounds
+
+
+@pytest.mark.parametrize("bug", BUGS)
+async def test_a_planted_bug_is_noticed(tmp_path: Path, bug: str) -> None:
+    """Those who judge can see: a crash, and clients that leave, bring each of these to light."""
+    plan = plan_of(f.Crash(at=AT, target=WORKER, duration=0.5))
+    leaving = tuple(
+        msgspec.structs.replace(wish, manner=Manner(leaves="time", after=0.5)) if i % 4 == 3 else wish
+        for i, wish in enumerate(plan.wishes)
+    )
+    plan = msgspec.structs.replace(plan, wishes=leaving)
+    cluster = Cluster(plan, tmp_path, random.Random(1), bug)
+    async with cluster.running():
+        result = await Round(cluster, plan, seed=3).run()
+    assert BUGS[bug][1] in {violation.promise for violation in result.violations}
