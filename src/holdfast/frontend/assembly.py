@@ -78,7 +78,10 @@ class Assembled:
         )
         self.metrics = FrontendMetrics(config.metrics)
         self.knowledge = PrefixKnowledge(config.knowledge)
-        self._keeper = KnowledgeKeeper(self.knowledge, self.pool, follow=config.knowledge.use_kv_events)
+        wanted = config.router_mode == "kv" or config.knowledge.kv_events_always
+        self._keeper = (
+            KnowledgeKeeper(self.knowledge, self.pool, follow=config.knowledge.use_kv_events) if wanted else None
+        )
         self.services = Services(
             config.requests,
             self.pool,
@@ -121,7 +124,8 @@ class Assembled:
         """Load models, follow KV events and share thresholds until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.registry.run())
-            group.create_task(self._keeper.run())
+            if self._keeper is not None:
+                group.create_task(self._keeper.run())
             group.create_task(self._shared.run())
 
     async def close(self) -> None:

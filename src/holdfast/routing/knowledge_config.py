@@ -22,6 +22,15 @@ class KnowledgeSettings(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = True
     """Off: every worker is taken for one that tells nothing."""
+    kv_events_always: Annotated[
+        bool,
+        setting(
+            "DYN_ROUTER_KV_EVENTS_ALWAYS",
+            "Follow them in router modes that do not use them, too, so that /health and metrics show KV caches.",
+            flag="router-kv-events-always",
+        ),
+    ] = False
+    """Only ``kv`` uses them."""
     router_ttl: Annotated[
         float,
         setting(

@@ -66,18 +66,22 @@ class Feed:
         """Return what to ask the worker for."""
         return _encode(Subscribe(VERSION, self.known.epoch, self.known.sequence))
 
-    async def run(self) -> None:
-        """Apply what is too much to be applied at once, until the subscription is over."""
+    async def run(self, silence: float) -> None:
+        """Apply what is too much to be applied at once, until the subscription is over.
+
+        Args:
+            silence: seconds after which a worker that says nothing is asked anew.
+        """
         while not self.over.is_set():
             self._arrived.clear()
             while self._queue and not self.over.is_set():
                 self._guarded(self._queue.popleft())
                 await asyncio.sleep(0)
-            if not self.over.is_set():
-                await self._arrived.wait()
+            if not self.over.is_set() and not await _set_within(self._arrived, silence / 4):
+                self._check(silence)
 
-    def check(self, silence: float) -> None:
-        """End the subscription of a worker that has said nothing for so long, in seconds."""
+    def _check(self, silence: float) -> None:
+        """End the subscription of a worker that has said nothing for so long."""
         quiet = self._now() - max(self.known.heard_at, self._opened_at)
         if not self.over.is_set() and not self._queue and quiet > silence:
             self._lost("silent", f"it said nothing about its blocks for {quiet:.1f} s (bound {silence:g} s)")
@@ -233,6 +237,14 @@ class Feed:
         self.over.set()
         self._queue.clear()
         self._arrived.set()
+
+
+async def _set_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
 
 
 def _check_rank(rank: int) -> None:

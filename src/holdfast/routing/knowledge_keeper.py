@@ -55,12 +55,11 @@ class KnowledgeKeeper:
                 try:
                     for worker in self._pool.all_workers():
                         self._pool_event("added", worker)
-                    while True:
-                        await asyncio.sleep(1.0)
-                        for follower in self._followers.values():
-                            follower.check()
+                    await asyncio.get_running_loop().create_future()
                 finally:
                     unsubscribe()
+                    for follower in self._followers.values():
+                        follower.stop()  # in this order, which a group would not keep
         finally:
             self._tasks = None
 
@@ -102,11 +101,6 @@ class _Follower:
         """Something may have changed about the worker."""
         self.task: asyncio.Task[None] | None = None
 
-    def check(self) -> None:
-        """See whether the worker still tells something."""
-        if self._feed is not None:
-            self._feed.check(SILENT_SECONDS)
-
     def stop(self) -> None:
         """The worker is gone."""
         if self._feed is not None:
@@ -146,7 +140,7 @@ class _Follower:
                 headers = OpenHeaders(request_id="kv-events")
                 handle = await self._worker.open_bulk(ENDPOINT, headers, feed.request(), feed, credit=WINDOW)
             feed.handle = handle
-            await feed.run()
+            await feed.run(SILENT_SECONDS)
         finally:
             self._feed = None
             feed.close()

@@ -15,6 +15,7 @@ from holdfast.health.config import CanaryConfig
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.config import AdmissionSettings
+from holdfast.routing.knowledge_config import KnowledgeSettings
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.sim.clients import Exchange
 from holdfast.sim.faults import Moment
@@ -192,7 +193,7 @@ class SimCluster:
             max_num_seqs=plan.seats,
             num_blocks=plan.blocks,
             context_length=plan.blocks * 16,
-            kv_events=False,
+            kv_events=plan.kv_events,
         )
 
     def frontend_config(self) -> FrontendConfig:
@@ -205,6 +206,7 @@ class SimCluster:
             http_graceful_shutdown_timeout_secs=plan.grace,
             http_sse_keep_alive_interval_ms=1500,
             http_max_requests=plan.most_requests,
+            knowledge=KnowledgeSettings(kv_events_always=plan.kv_events),
             requests=RequestSettings(
                 migration_limit=plan.migration_limit,
                 request_timeout=plan.request_timeout,

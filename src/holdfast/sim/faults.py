@@ -132,6 +132,27 @@ class EngineMiscount(Fault, tag="engine-miscount", frozen=True, kw_only=True):
     times: int = 1
 
 
+class KvLost(Fault, tag="kv-lost", frozen=True, kw_only=True):
+    """The next ``times`` KV events of the target get lost, on their way from its engine or to the frontends."""
+
+    times: int = 1
+    where: Literal["engine", "wire"] = "wire"
+
+
+class KvRepeated(Fault, tag="kv-repeated", frozen=True, kw_only=True):
+    """They come twice."""
+
+    times: int = 1
+    where: Literal["engine", "wire"] = "wire"
+
+
+class KvReordered(Fault, tag="kv-reordered", frozen=True, kw_only=True):
+    """They come after those that follow them."""
+
+    times: int = 1
+    where: Literal["engine", "wire"] = "wire"
+
+
 class OutOfMemory(Fault, tag="out-of-memory", frozen=True, kw_only=True):
     """The engine dies and says so; its process leaves and is started again after ``duration``."""
 
@@ -175,6 +196,9 @@ AnyFault: TypeAlias = (
     | EngineSlow
     | EngineCompile
     | EngineMiscount
+    | KvLost
+    | KvRepeated
+    | KvReordered
     | OutOfMemory
     | WallJump
     | Overload

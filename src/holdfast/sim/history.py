@@ -190,6 +190,8 @@ class View(msgspec.Struct, frozen=True):
     served: bool
     """It got one of this frontend's probes."""
     state: str = ""
+    cache: str = ""
+    """What the frontend gets wrong about the blocks in its KV cache; empty: nothing, or nobody tells."""
 
 
 class Routable(msgspec.Struct, frozen=True):

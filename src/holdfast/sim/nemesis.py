@@ -11,6 +11,7 @@ from typing import Any
 
 from holdfast.local.rolling import Role
 from holdfast.sim import faults as f
+from holdfast.sim.caches import Mangling
 from holdfast.sim.cluster import SimCluster
 from holdfast.sim.faults import PATIENCE, AnyFault, Moment
 from holdfast.sim.history import Fired
@@ -195,6 +196,22 @@ class Nemesis:
         if worker is None:
             return False
         worker.host.post(worker.engine.miscount, fault.shift, fault.times)
+        return True
+
+    def _kv_lost(self, fault: f.KvLost) -> bool:
+        return self._mangle(fault, "lose")
+
+    def _kv_repeated(self, fault: f.KvRepeated) -> bool:
+        return self._mangle(fault, "repeat")
+
+    def _kv_reordered(self, fault: f.KvReordered) -> bool:
+        return self._mangle(fault, "reorder")
+
+    def _mangle(self, fault: f.KvLost | f.KvRepeated | f.KvReordered, how: Mangling) -> bool:
+        worker = self._cluster.worker(fault.target)
+        if worker is None or not self._cluster.plan.kv_events:
+            return False
+        (worker.caches.engine if fault.where == "engine" else worker.caches.wire).order(how, fault.times)
         return True
 
     def _out_of_memory(self, fault: f.OutOfMemory) -> bool:

@@ -17,10 +17,12 @@ from holdfast.sim.faults import AnyFault, Moment
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Wish, Workload
 
-Profile = Literal["mixed", "discovery", "engines", "network", "rollout", "overload", "exodus", "blind", "bulk"]
+Profile = Literal[
+    "mixed", "discovery", "engines", "network", "rollout", "overload", "exodus", "blind", "bulk", "caches"
+]
 PROFILES: tuple[Profile, ...] = (
     "mixed", "mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload", "exodus", "blind",
-    "bulk",
+    "bulk", "caches",
 )  # fmt: skip
 
 
@@ -77,6 +79,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Workers test themselves when they are idle."""
     old: tuple[str, ...] = ()
     """Frontends whose first start speaks the oldest protocol version: a rolling upgrade replaces them."""
+    kv_events: bool = False
+    """Workers tell frontends what is in their KV caches."""
     kv_warm: bool = True
     """Frontends have the model's files on their disk already."""
     secret: str = ""
@@ -134,7 +138,7 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         limit=3 if tight else 0,
         queue=tape.plan.pick((0, 4, 12), "queue") if tight else 0,
         queue_timeout=tape.plan.pick((3.0, 0.3), "queue timeout") if tight else 3.0,
-        blocks=24 if tight else BLOCKS if profile == "bulk" else 256,
+        blocks=24 if tight else BLOCKS if profile == "bulk" else 40 if profile == "caches" else 256,
         narrow=profile == "bulk" and tape.plan.chance(0.6, "narrow"),
         decode_threshold=0.25 if tight and tape.plan.chance(0.4, "block threshold") else None,
         prefill_threshold=50 if tight and tape.plan.chance(0.4, "prefill threshold") else None,
@@ -144,6 +148,7 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         old=(_frontend(tape, shape),) if tape.plan.chance(0.15, "old protocol") else (),
         kv_warm=not tape.plan.chance(0.1, "cold"),
         secret="a shared secret" if tape.plan.chance(0.25, "secret") else "",
+        kv_events=profile == "caches" or tape.plan.chance(0.3, "KV events"),
     )
 
 
@@ -160,6 +165,10 @@ _KINDS: dict[Profile, tuple[str, ...]] = {
     "network": ("reset", "partition", "delay", "partition", "crash"),
     "rollout": ("rolling-restart", "rolling-restart", "rolling-restart", "terminate", "crash", "engine-error"),
     "exodus": ("terminate", "terminate", "terminate", "crash"),
+    "caches": (
+        "kv-lost", "kv-repeated", "kv-reordered", "kv-lost", "crash", "terminate", "reset", "freeze", "partition",
+        "engine-hang", "out-of-memory", "slow", "rolling-restart",
+    ),
     "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
     "bulk": (
         "crash", "freeze", "terminate", "reset", "partition", "delay", "slow", "engine-hang", "engine-error",
@@ -217,7 +226,7 @@ def _crash(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
 
 def _power_loss(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
     back = tape.plan.log_uniform(2.0, 8.0, "back after")
-    return f.PowerLoss(at=at, target=_worker(tape, shape), moment=moment, duration=back)
+    return f.PowerLoss(at=at, target=_process(tape, shape), moment=moment, duration=back)
 
 
 def _freeze(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
@@ -317,6 +326,26 @@ def _engine_miscount(tape: Tape, shape: Shape, at: float, moment: Moment) -> Any
     return f.EngineMiscount(at=at, target=_worker(tape, shape), moment=moment, shift=shift)
 
 
+def _kv_lost(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
+    return f.KvLost(at=at, target=_worker(tape, shape), moment=moment, times=_few(tape), where=_where(tape))
+
+
+def _kv_repeated(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
+    return f.KvRepeated(at=at, target=_worker(tape, shape), moment=moment, times=_few(tape), where=_where(tape))
+
+
+def _kv_reordered(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
+    return f.KvReordered(at=at, target=_worker(tape, shape), moment=moment, times=_few(tape), where=_where(tape))
+
+
+def _few(tape: Tape) -> int:
+    return 1 + tape.plan.choose(4, "times")
+
+
+def _where(tape: Tape) -> Literal["engine", "wire"]:
+    return "engine" if tape.plan.chance(0.4, "between engine and log") else "wire"
+
+
 def _out_of_memory(tape: Tape, shape: Shape, at: float, moment: Moment) -> AnyFault:
     back = tape.plan.log_uniform(0.2, 5.0, "back after")
     return f.OutOfMemory(at=at, target=_worker(tape, shape), moment=moment, duration=back)
@@ -361,6 +390,9 @@ _MAKERS: dict[str, Maker] = {
     "engine-slow": _engine_slow,
     "engine-compile": _engine_compile,
     "engine-miscount": _engine_miscount,
+    "kv-lost": _kv_lost,
+    "kv-repeated": _kv_repeated,
+    "kv-reordered": _kv_reordered,
     "out-of-memory": _out_of_memory,
     "wall-jump": _wall_jump,
     "overload": _overload,

@@ -16,6 +16,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.drain import Drain
+from holdfast.sim.caches import CacheFaults
 from holdfast.sim.clients import Connected
 from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Fired, Life, Residue
@@ -153,6 +154,7 @@ class WorkerHost(SimProcess):
             transport=world.network.transport(self.host),
             on_ready=self._ready,
         )
+        self.caches = CacheFaults(self.worker)
         inner = self.worker.server.drain
 
         def drain(reason: str, remaining_ms: int) -> None:

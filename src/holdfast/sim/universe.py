@@ -18,6 +18,7 @@ from collections.abc import Generator, Mapping, Sequence
 import msgspec
 
 from holdfast.sim.bulk import NARROW
+from holdfast.sim.caches import difference
 from holdfast.sim.cluster import SimCluster
 from holdfast.sim.history import History, View, Violation
 from holdfast.sim.nemesis import Nemesis
@@ -38,6 +39,8 @@ and a client that reads slowly may take a while longer."""
 CONVERGE_BOUND = 75.0
 """Virtual seconds after that in which every frontend must use every worker: 60 s is the longest inhibition and the
 longest hold after a hang."""
+CACHE_BOUND = 15.0
+"""From then on until every frontend knows what is in every KV cache: a beat, a comparison, and a longest pause."""
 REST = 0.3
 """Virtual seconds after the last answer in which everything must have been given back: a few network latencies."""
 MAX_CALLBACKS = 2_000_000
@@ -166,6 +169,8 @@ class Universe:
             history.converged = loop.time()
         await self._until(self._at_rest, REST)
         await asyncio.sleep(_POLL)
+        if self.plan.kv_events:
+            await self._until(self._caches_known, CACHE_BOUND)
         self._look()
 
     async def _until(self, condition: object, bound: float) -> bool:
@@ -221,11 +226,18 @@ class Universe:
             any(r.leases.values()) or any(r.gauges.values()) or r.in_hand or r.engine or r.streams for r in residues
         )
 
+    def _caches_known(self) -> bool:
+        """Whether every frontend knows what every engine has in its KV cache."""
+        return not any(view.cache for view in self._views())
+
     def _look(self) -> None:
         """Write down what everybody holds and thinks at the end."""
         history = self.history
         history.residues = [process.residue() for _, process in sorted(self.cluster.processes.items())]
         history.views = self._views()
+        for frontend in self.cluster.frontends:
+            for reason, count in frontend.assembled.knowledge.tally.resynchronisations.items():
+                history.see(f"cache {reason}", count)
 
     def _views(self) -> list[View]:
         served = {
@@ -250,6 +262,7 @@ class Universe:
                         current=seen is not None and seen.epoch == worker.worker.epoch,
                         served=(frontend.name, worker.name) in served,
                         state=seen.state if seen is not None else "",
+                        cache=difference(frontend, worker) if self.plan.kv_events else "",
                     )
                 )
         return views

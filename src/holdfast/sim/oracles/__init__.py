@@ -9,7 +9,24 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from holdfast.sim.history import History, Violation
-from holdfast.sim.oracles import cause, kept, noticed, p01, p02, p03, p04, p05, p06, p07, p08, p09, p11, p12, p13
+from holdfast.sim.oracles import (
+    cause,
+    kept,
+    noticed,
+    p01,
+    p02,
+    p03,
+    p04,
+    p05,
+    p06,
+    p07,
+    p08,
+    p09,
+    p11,
+    p12,
+    p13,
+    p13_caches,
+)
 from holdfast.sim.oracles.facts import Facts, facts_of
 from holdfast.sim.plan import Plan
 
@@ -27,6 +44,7 @@ ORACLES: dict[str, Oracle] = {
     "P11": p11.check,
     "P12": p12.check,
     "P13": p13.check,
+    "P13 caches": p13_caches.check,
     "kept": kept.check,
     "cause": cause.check,
     "noticed": noticed.check,
