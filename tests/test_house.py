@@ -95,6 +95,19 @@ def test_randomness_is_injected() -> None:
     assert hits == []
 
 
+ADDRESSED = re.compile(r"\bset\[(asyncio\.(Event|Future|Condition)|Callable)\b")
+"""Sets of these are in the order of addresses: whoever goes through one does it differently in every run."""
+
+
+def test_nothing_is_done_in_the_order_of_addresses() -> None:
+    hits = []
+    for path in SOURCES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if ADDRESSED.search(line):
+                hits.append(f"{relative(path)}:{number}: {line.strip()}; a dict keeps the order of coming")
+    assert hits == []
+
+
 def test_files_stay_readable_in_one_sitting() -> None:
     lengths = {relative(p): len(p.read_text(encoding="utf-8").splitlines()) for p in SOURCES}
     long = {name: n for name, n in lengths.items() if n > LONG}

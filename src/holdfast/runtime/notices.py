@@ -25,7 +25,8 @@ class Notices:
 
     def __init__(self) -> None:
         self._sinks: list[PoolSink] = []
-        self._waiters: set[asyncio.Event] = set()
+        self._waiters: dict[asyncio.Event, None] = {}
+        """In the order of their coming: a set would wake them in that of their addresses."""
 
     def subscribe(self, callback: PoolSink) -> Callable[[], None]:
         """Call back on every event; returns the way to stop it."""
@@ -55,7 +56,7 @@ class Notices:
     async def until(self, condition: Callable[[], bool], timeout: float) -> bool:  # noqa: ASYNC109
         """Wait until a condition holds, looking again at every event; returns whether it did within ``timeout`` s."""
         waiter = asyncio.Event()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             async with asyncio.timeout(timeout):
                 while not condition():
@@ -64,5 +65,5 @@ class Notices:
         except TimeoutError:
             return condition()
         finally:
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
         return True
