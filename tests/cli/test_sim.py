@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import msgspec
 import pytest
+from tests.patience import within
 
 
 def sim(*args: str, hashes: str = "0") -> subprocess.CompletedProcess[str]:
@@ -63,3 +66,22 @@ def test_mistakes_are_explained(args: tuple[str, ...], hint: str) -> None:
     assert done.returncode != 0
     assert hint in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_sums_up_what_there_is(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    command = [sys.executable, "-m", "holdfast", "sim", "--count", "5000", "--jobs", "2", "--log", str(log)]
+    env = {**os.environ, "PYTHONHASHSEED": "0", "NO_COLOR": "1"}
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        until = time.monotonic() + within(60.0)
+        while not (log.exists() and log.read_bytes().count(b"\n") >= 2):
+            assert time.monotonic() < until, "no universe was over in time"
+            time.sleep(0.05)
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=within(60.0))
+    finally:
+        running.kill()
+    assert running.returncode == 130, err
+    assert "violations" in out
+    assert "Traceback" not in err

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import signal
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -47,6 +50,19 @@ def test_processes_run_the_same_universes(monkeypatch: pytest.MonkeyPatch) -> No
         (r.digest, r.seen, r.broken) for r in run_campaign(SEEDS[:4])
     ]
     assert os.environ["PYTHONHASHSEED"] == "7", "only the processes got another one"
+
+
+def test_a_process_that_dies_ends_the_campaign_and_keeps_what_there_is(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+
+    def kill_them(_: Result) -> None:
+        for child in multiprocessing.active_children():
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+
+    with pytest.raises(BrokenProcessPool, match="run the same command to go on"):
+        run_campaign(SEEDS, jobs=2, log=log, on_result=kill_them)
+    assert 1 <= len(read_log(log)) < len(SEEDS)
 
 
 def test_what_a_universe_raises_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:

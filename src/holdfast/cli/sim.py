@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -30,6 +31,7 @@ from holdfast.sim.tally import Result, Tally, lines, tally
 
 EXIT_BROKEN = 1
 EXIT_DIFFERS = 3
+EXIT_INTERRUPTED = 130
 _NO_SETTINGS = Process((), lambda _: 0)
 _LINE_EVERY = 10.0
 """Seconds between two lines about progress where nobody watches."""
@@ -80,7 +82,8 @@ def command(_: Flags, **own: Any) -> int:
     it. A seed means the same only with the same code and the same size (--workers and so on); a script lives longer.
 
     Exits with 0 when all promises were kept, with 1 when one was broken (or when a campaign of 2,000 and more
-    universes never came across something that it must), with 3 when --verify found two runs that differ.
+    universes never came across something that it must), with 3 when --verify found two runs that differ. Ctrl-C ends
+    a campaign early and sums up what there is.
     """
     ensure_hash_seed()
     shape = _shape(own)
@@ -170,28 +173,48 @@ def _tell(run: Run, own: dict[str, Any], differs: bool) -> None:
 
 def _many(seeds: range, shape: Shape, own: dict[str, Any]) -> int:
     began = time.monotonic()
-    limit = own["limit"]
     jobs = own["jobs"] or os.cpu_count() or 1
-    with Progress(len(seeds)) as progress:
-        results = run_campaign(
-            seeds,
-            jobs=jobs,
-            shape=shape,
-            log=own["log"],
-            on_result=progress,
-            until=lambda: limit is not None and time.monotonic() - began >= limit,
-        )
-    differing = _differing(results, shape, jobs) if own["verify"] else []
+    results, stopped = _campaign(seeds, shape, jobs, own)
+    differing = _differing(results, shape, jobs) if own["verify"] and not stopped else []
     total = tally(results)
     if own["json"]:
         facts = {**msgspec.to_builtins(total), "missing": total.missing, "differing": differing}
         print(msgspec.json.encode(facts).decode())
     else:
         _sum_up(total, results, differing, time.monotonic() - began)
+    if stopped:
+        return stopped
     if total.counted < own["at_least"]:
         print(f"only {total.counted:,} universes count, {own['at_least']:,} were asked for", file=sys.stderr)
         return EXIT_BROKEN
     return EXIT_DIFFERS if differing else 0 if total.ok else EXIT_BROKEN
+
+
+def _campaign(seeds: range, shape: Shape, jobs: int, own: dict[str, Any]) -> tuple[list[Result], int]:
+    """Return what there is in the end, and the exit code if somebody or something stopped it."""
+    began, limit = time.monotonic(), own["limit"]
+    came: list[Result] = []
+    with Progress(len(seeds)) as progress:
+
+        def on_result(result: Result) -> None:
+            came.append(result)
+            progress(result)
+
+        try:
+            results = run_campaign(
+                seeds,
+                jobs=jobs,
+                shape=shape,
+                log=own["log"],
+                on_result=on_result,
+                until=lambda: limit is not None and time.monotonic() - began >= limit,
+            )
+        except KeyboardInterrupt:
+            return came, EXIT_INTERRUPTED
+        except BrokenProcessPool as error:
+            print(f"holdfast: {error}", file=sys.stderr)
+            return came, EXIT_BROKEN
+    return results, 0
 
 
 def _differing(results: list[Result], shape: Shape, jobs: int) -> list[int]:

@@ -12,6 +12,7 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -125,8 +126,9 @@ def _pinned_hashes() -> Generator[None, None, None]:
 
 
 def _begin_process(owner: int) -> None:
-    """A campaign's process does not outlive the campaign."""
+    """A campaign's process does not outlive the campaign, which alone decides what Ctrl-C means."""
     die_with_owner({OWNER_PID: str(owner)})
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _in_process(seed: int, shape: Shape | None) -> Result:
