@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from holdfast.kv.hashes import sequence_hashes
 from holdfast.routing.claims import Claim, Ledger
 from holdfast.routing.saturation import RankLoad
 from holdfast.wire.frames import Load, Pong, Progress
@@ -126,3 +128,74 @@ def test_never_negative_never_less_than_the_unseen_and_zero_at_rest(steps: list[
     worker.say(last_open=sent)
     assert load(ledger, worker) == RankLoad(0, 100, 0)
     assert ledger.held() == 0
+
+
+PROMPTS = st.lists(st.integers(0, 1), min_size=0, max_size=5)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["take", "take", "compute", "release", "pong", "restart"]), PROMPTS, st.integers(0, 9)
+        ),
+        max_size=60,
+    )
+)
+def test_sums_are_exact_under_any_order_and_zero_at_rest(steps: list[tuple[str, list[int], int]]) -> None:
+    """Against a model that counts from scratch: distinct blocks per rank, tokens to compute, requests, and what of
+    them the worker's report includes."""
+    ledger, worker = Ledger(), Worker()
+    live: list[tuple[Claim, int, int, array[int], int]] = []
+    """Claim, epoch, rank, hashes, private blocks."""
+    sent = 0
+    for what, blocks, number in steps:
+        rank = number % 2
+        if what == "take":
+            hashes = sequence_hashes(block + 1 for block in blocks)
+            private = number % 3
+            length = (len(blocks) + private) * BLOCK
+            claim = ledger.take(worker, length, BLOCK, rank=rank, cached=number, hashes=hashes)
+            sent += 1
+            claim.sent(sent)
+            live.append((claim, worker.epoch, rank, hashes, private))
+        elif what == "pong":
+            seen = [one for one in live if one[1] == worker.epoch and one[0].stream <= sent - number]
+            said = [_truth(seen, worker.epoch, at) for at in range(2)]
+            worker.say(sent - number, ranks=tuple(Load(r, 0, b, 100, 0) for b, _, r in said))
+        elif what == "restart":
+            worker.epoch += 1
+            worker.pong = None
+        elif live and what == "compute":
+            live[number % len(live)][0].computed()
+        elif live:
+            live.pop(number % len(live))[0].release()
+        for at in range(2):
+            truth = _truth(live, worker.epoch, at)
+            assert ledger.sums(worker, at) == truth
+            estimate = ledger.estimate(worker, at, BLOCK, 2)
+            assert (estimate.blocks, estimate.requests) == (truth[0], truth[2]), "reported - ours in it + ours now"
+    for claim, *_ in live:
+        claim.release()
+    assert ledger.held() == 0
+    assert [ledger.sums(worker, at) for at in range(2)] == [(0, 0, 0)] * 2
+
+
+def _truth(live: list[tuple[Claim, int, int, array[int], int]], epoch: int, rank: int) -> tuple[int, int, int]:
+    mine = [one for one in live if one[1] == epoch and one[2] == rank]
+    union = {h for *_, hashes, _ in mine for h in hashes}
+    return len(union) + sum(private for *_, private in mine), sum(one[0].tokens for one in mine), len(mine)
+
+
+def test_what_other_frontends_have_there_counts_after_their_first_report() -> None:
+    ledger, other, worker = Ledger(), Ledger(), Worker()
+    ours = ledger.take(worker, 64, BLOCK, rank=0)
+    ours.sent(1)
+    theirs = other.take(worker, 160, BLOCK, rank=0)
+    theirs.sent(1)
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks == 4
+    worker.pong = Pong(0, Progress(), Load(2, 0, 14, 100, 0), 1)
+    assert ledger.estimate(worker, 0, BLOCK, 1) == (14, 0, 2)
+    assert other.estimate(worker, 0, BLOCK, 1) == (14, 0, 2)
+    ours.release()
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks <= 10
+    assert other.estimate(worker, 0, BLOCK, 1) == (14, 0, 2), "until the next report"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.routing.queue import Rank, Waiting, WaitQueue
+from holdfast.routing.queue import LONGEST_HANDICAP, TOKENS_PER_SECOND, Rank, Waiting, WaitQueue
 
 
 def fill(limit: int, *ranks: Rank, model: str = "m") -> tuple[WaitQueue[int], list[Waiting[int] | None]]:
@@ -133,3 +135,40 @@ def test_no_starvation(priorities: list[int]) -> None:
             assert second <= 21
             return
     raise AssertionError("starved")
+
+
+def test_wspt_serves_what_is_quickly_computed_first_and_priority_divides() -> None:
+    queue: WaitQueue[str] = WaitQueue(10, "wspt")
+    for name, tokens, priority in (("long", 40_000, 0), ("short", 500, 0), ("urgent", 40_000, 99)):
+        queue.join(name, "m", Rank(0, priority), 0.0, tokens=tokens)
+    assert drain(queue) == ["urgent", "short", "long"]
+    queue.join("long", "m", Rank(), 0.0, tokens=40_000)
+    queue.join("strict", "m", Rank(1), 5.0, tokens=100_000)
+    assert drain(queue) == ["strict", "long"]
+    queue.join("long", "m", Rank(), 0.0, tokens=40_000)
+    assert queue.before("m", Rank(), 21.0, 0), "20 seconds are what it can be overtaken by"
+    assert not queue.before("m", Rank(), 19.0, 0)
+
+
+@given(st.lists(st.tuples(st.floats(0, 100), st.integers(0, 200_000), st.integers(0, 5)), min_size=1, max_size=30))
+def test_wspt_lets_nobody_be_overtaken_for_longer_than_its_own_handicap(
+    requests: list[tuple[float, int, int]],
+) -> None:
+    """Ageing: whoever comes later than a request's handicap after it is served after it."""
+    queue: WaitQueue[int] = WaitQueue(100, "wspt")
+    for number, (arrived, tokens, priority) in enumerate(requests):
+        queue.join(number, "m", Rank(0, priority), arrived, tokens=tokens)
+    order = drain(queue)
+    for place, number in enumerate(order):
+        arrived, tokens, priority = requests[number]
+        handicap = min(LONGEST_HANDICAP, tokens / TOKENS_PER_SECOND / (1 + priority))
+        for earlier in order[:place]:
+            assert requests[earlier][0] <= arrived + handicap
+
+
+def drain(queue: WaitQueue[Any]) -> list[Any]:
+    served = []
+    while (head := queue.head("m")) is not None:
+        served.append(head.item)
+        queue.leave(head)
+    return served

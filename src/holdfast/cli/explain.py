@@ -166,8 +166,7 @@ def _attempt(attempt: dict[str, Any]) -> Iterator[str]:
     yield f"  {attempt['at']:9.4f} s  attempt {attempt['attempt']} on worker {attempt['worker']}{times}"
     if attempt["candidates"] > 1:
         names = ", ".join(
-            f"{one['worker']}{'*' if one['chosen'] else ''} score {one['score']} "
-            f"({one['in_flight']} here + {one['queued']} queued)"
+            f"{one['worker']}{'*' if one['chosen'] else ''} score {one['score']} ({_reasons(one)})"
             for one in attempt["considered"]
         )
         more = attempt["candidates"] - len(attempt["considered"])
@@ -175,6 +174,16 @@ def _attempt(attempt: dict[str, Any]) -> Iterator[str]:
     if "failure" in attempt:
         after = f"after {attempt['failed_after'] * 1000:.1f} ms"
         yield f"              {paint('failed', 'red')} {after}: {attempt['failure']}"
+
+
+def _reasons(one: dict[str, Any]) -> str:
+    """What a candidate's score is made of: blocks where caches were asked, requests otherwise."""
+    if "overlap_blocks" not in one:
+        return f"{one['in_flight']} here + {one['queued']} queued"
+    return (
+        f"rank {one['rank']}: {one['overlap_blocks']} blocks cached, {one['prefill_blocks']} to compute, "
+        f"{one['decode_blocks']} in use"
+    )
 
 
 def _outcome(code: str) -> str:

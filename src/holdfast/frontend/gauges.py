@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from holdfast.frontend.kv_gauges import KvGauges
 from holdfast.frontend.metrics import shown_state
+from holdfast.frontend.router_metrics import RouterMetrics
 from holdfast.frontend.standing import Standing
 from holdfast.models.card import ModelCard
 from holdfast.runtime.pool import Worker
@@ -67,6 +68,7 @@ class Gauges:
         self._seen_models: set[str] = set()
         self._standing = Standing(frontend)
         self._kv = KvGauges(r, frontend.knowledge, frontend.pool)
+        frontend.services.router.on_decision = RouterMetrics(r, frontend.metrics.label).decided
         r.watch_process()
 
     def render(self) -> bytes:

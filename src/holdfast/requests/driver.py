@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from holdfast.base.errors import AcceptOverdue, CapacityExhausted, HoldfastError, InternalError
@@ -16,8 +17,10 @@ from holdfast.requests.chain import Chain
 from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
 from holdfast.requests.need import Need, Placed
 from holdfast.requests.plan import Join, Move
+from holdfast.routing.kv import Decision
+from holdfast.routing.policy import Candidate
 from holdfast.routing.queue import Rank
-from holdfast.telemetry.explain import Considered
+from holdfast.telemetry.explain import Considered, Weighed
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
@@ -121,8 +124,11 @@ class Driver:
             self.need.fingerprint = placed.worker.fingerprint_of(generation.plan.model)
         attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
         candidates = self._services.policy.considered
-        shown = tuple([(w.instance, w.in_flight, w.queued) for w in candidates[:CONSIDERED_SHOWN]])
-        self.considered.append((len(candidates), shown))
+        if placed.decision is None:
+            shown = tuple([(w.instance, w.in_flight, w.queued) for w in candidates[:CONSIDERED_SHOWN]])
+            self.considered.append((len(candidates), shown))
+        else:
+            self.considered.append((len(placed.decision.terms), _weighed(placed.decision, candidates)))
         generation.note("attempt", placed.worker.instance)
         generation.enter("dispatched")
         observer, clock = self._services.observer, generation.flusher.clock
@@ -250,3 +256,18 @@ class Driver:
         self.need.fingerprint = build
         if self.join != "declared":
             self.join = "exact" if same and kept else "declared"
+
+
+def _weighed(decision: Decision, workers: Sequence[Candidate]) -> tuple[tuple[str, int, int, Weighed], ...]:
+    """Return how the cheapest ranks were weighed."""
+    of = {worker.instance: worker for worker in workers}
+    best = sorted(decision.terms, key=lambda one: (one.instance != decision.instance, one.cost))[:CONSIDERED_SHOWN]
+    return tuple(
+        (
+            one.instance,
+            of[one.instance].in_flight,
+            of[one.instance].queued,
+            (one.rank, one.overlap, one.prefill, one.decode, one.cost),
+        )
+        for one in best
+    )

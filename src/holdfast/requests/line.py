@@ -20,6 +20,7 @@ from holdfast.requests.need import Need, Placed
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.drain import DrainMeter
 from holdfast.routing.queue import Rank, Waiting, WaitQueue
+from holdfast.routing.router_config import QueuePolicy
 
 Outcome = Literal["placed", "rejected", "cancelled", "failed"]
 """How a wait ended: with a place, turned away, by the client, or because nobody can come any more."""
@@ -52,14 +53,16 @@ class _Call:
 class Line:
     """All waiting streams of one process."""
 
-    def __init__(self, settings: AdmissionSettings, leases: LeaseBook, drain: DrainMeter):
-        self._queue: WaitQueue[_Call] = WaitQueue(settings.admission_queue_limit)
+    def __init__(self, settings: AdmissionSettings, leases: LeaseBook, drain: DrainMeter, policy: QueuePolicy = "fcfs"):
+        self._queue: WaitQueue[_Call] = WaitQueue(settings.admission_queue_limit, policy)
         self._timeout = settings.admission_queue_timeout
         self._models = _points(settings.model_priorities)
         self._leases = leases
         self._drain = drain
         self.on_waited: Callable[[str, Outcome, float], None] = _nothing
         """Called after each wait of a new request with its model, how it ended and the seconds that it took."""
+        self.tokens_of: Callable[[Need], int] = _tokens
+        """Tells how many tokens would have to be computed for a new request; asked when the order depends on it."""
 
     @property
     def limit(self) -> int:
@@ -88,7 +91,9 @@ class Line:
 
     def overtakes(self, need: Need, now: float) -> bool:
         """Return whether others who wait must be served before this newcomer."""
-        return need.queued_at is None and self._queue.before(need.model, self._rank(need), now)
+        if need.queued_at is not None or self._queue.head(need.model) is None:
+            return False
+        return self._queue.before(need.model, self._rank(need), now, self._tokens(need))
 
     async def stand(self, need: Need, full: CapacityExhausted | None, look: Callable[[], Placed | None]) -> Placed:
         """Wait for a place on a worker as a new request.
@@ -156,7 +161,7 @@ class Line:
     @contextlib.contextmanager
     def _place(self, need: Need, call: _Call, full: CapacityExhausted | None) -> Generator[Waiting[_Call], None, None]:
         assert need.queued_at is not None
-        place, loser = self._queue.join(call, need.model, self._rank(need), need.queued_at)
+        place, loser = self._queue.join(call, need.model, self._rank(need), need.queued_at, tokens=self._tokens(need))
         if place is None:
             raise need.party.refuse(self._crowded(need.model, full))
         if loser is not None:
@@ -177,6 +182,9 @@ class Line:
             raise need.party.refuse(call.error)
         if need.party.error is not None:
             raise need.party.error
+
+    def _tokens(self, need: Need) -> int:
+        return self.tokens_of(need) if self._queue.policy == "wspt" else 0
 
     def _rank(self, need: Need) -> Rank:
         return Rank(need.rank.strict, need.rank.priority + self._models.get(need.model, 0))
@@ -229,6 +237,10 @@ class Line:
 
 def _nothing(_model: str, _outcome: Outcome, _seconds: float) -> None:
     return
+
+
+def _tokens(need: Need) -> int:
+    return need.tokens
 
 
 def _points(texts: tuple[str, ...]) -> Mapping[str, int]:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
+from typing import Any
 
 from holdfast.base.errors import CapacityExhausted, HoldfastError, NoWorkers
 from holdfast.requests.fleet import Pool, ServingWorker
@@ -58,7 +59,8 @@ class Placement:
         self._inquest = inquest
         inquest.on_still = self._trial_over
         self._admission = admission
-        self.line = Line(settings, leases, admission.drain)
+        self.line = Line(settings, leases, admission.drain, router.settings.router_queue_policy)
+        self.line.tokens_of = self._new_tokens
         self._router = router
         self._leases = leases
         self._max_waiting = max_waiting
@@ -154,6 +156,9 @@ class Placement:
                 self._trial_over()
         lease = self._leases.take("attempt", worker.instance)
         return Placed(worker, lease, claim, watch, rank=choice.rank, decision=choice.decision)
+
+    def _new_tokens(self, need: Need) -> int:
+        return self._router.new_tokens(need, self._pool.usable(need.model), asyncio.get_running_loop().time())
 
     def _usable(self, need: Need, now: float) -> Sequence[ServingWorker]:
         return self._router.eligible(need, self._pool.usable(need.model), now)
@@ -277,9 +282,10 @@ class Placement:
             retry_after=5.0,
         )
 
-    def _on_pool(self, kind: str, _worker: object) -> None:
+    def _on_pool(self, kind: str, worker: Any) -> None:
         if kind == "removed":
             self._room_at.clear()
+            self._router.forget(worker.instance)
         if kind != "pong":
             self.wake()
         self.line.offer()

@@ -51,8 +51,8 @@ class Router:
         self.kv = kv
         ttl = settings.router_session_affinity_ttl_secs
         self._affinity = Affinity(ttl) if ttl else None
-        self.on_decision: Callable[[str, Decision], None] = _nothing
-        """Called with the model after each choice by caches."""
+        self.on_decision: Callable[[str, Decision, int], None] = _nothing
+        """Called after each choice by caches with the model and the nanoseconds that hashing took."""
 
     def eligible(self, need: Need, usable: Sequence[ServingWorker], now: float) -> Sequence[ServingWorker]:
         """Return those of the usable workers that meet the stream's conditions.
@@ -144,13 +144,15 @@ class Router:
         self, kv: KvRouter, need: Need, candidates: Sequence[ServingWorker], wish: Wish, now: float
     ) -> Choice | None:
         left = self.policy.preferred(need.model, candidates, wish)
+        began = kv.clock()
         prompt = self._prompt(need, left)
+        hashing = kv.clock() - began
         if prompt is None:
             worker = self.policy.choose(need.model, left, wish)
             return Choice(worker) if worker is not None else None
         worker, decision = kv.choose(need.model, left, prompt, now)
         kv.knowledge.decided(decision.instance, decision.rank, prompt.hashes, now)
-        self.on_decision(need.model, decision)
+        self.on_decision(need.model, decision, hashing)
         rank = decision.rank if decision.ranks > 1 else ANY_RANK
         return Choice(worker, rank, decision.overlap * prompt.block_size, prompt.hashes, decision)
 
@@ -183,5 +185,5 @@ def _nobody_named() -> InvalidRequest:
     )
 
 
-def _nothing(_model: str, _decision: Decision) -> None:
+def _nothing(_model: str, _decision: Decision, _hashing_ns: int) -> None:
     return

@@ -8,6 +8,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from holdfast.base.errors import HoldfastError
 from holdfast.requests.budget import Pacer, RetryBudget
 from holdfast.requests.config import RequestSettings
@@ -21,6 +23,7 @@ from holdfast.requests.plan import Deadlines as Bounds
 from holdfast.requests.poison import Inquest
 from holdfast.requests.router import Router
 from holdfast.routing.admission import Admission
+from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.kv import Knowledge, KvRouter
 from holdfast.routing.policy import Policy, RouterMode
 from holdfast.routing.saturation import THRESHOLD_NAMES, Thresholds
@@ -58,6 +61,20 @@ class Observer(Protocol):
         """The terminal event."""
 
 
+QUEUE_PLACES = 1024
+"""Of the queue that `router_queue_threshold` switches on, unless its length is set."""
+
+
+def _with_queue(settings: RequestSettings) -> AdmissionSettings:
+    """Return the settings of admission, with the router's own threshold for waiting in them."""
+    wanted, threshold = settings.admission, settings.router.router_queue_threshold
+    if threshold is None:
+        return wanted
+    if wanted.active_prefill_tokens_threshold_frac is None:
+        wanted = msgspec.structs.replace(wanted, active_prefill_tokens_threshold_frac=threshold)
+    return msgspec.structs.replace(wanted, admission_queue_limit=wanted.admission_queue_limit or QUEUE_PLACES)
+
+
 class Services:
     """The shared parts of the request lifecycle."""
 
@@ -80,7 +97,7 @@ class Services:
         self.budget = RetryBudget()
         self.pacer = Pacer()
         self.inquest = Inquest()
-        wanted = settings.admission
+        wanted = _with_queue(settings)
         self.thresholds = ThresholdBook(
             f"{rng.getrandbits(64):016x}",
             Thresholds(**{name: getattr(wanted, name) for name in THRESHOLD_NAMES}),

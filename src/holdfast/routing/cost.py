@@ -55,6 +55,8 @@ class Terms(msgspec.Struct, frozen=True):
     """In use, with this request."""
     requests: int
     cost: float
+    credited: int = 0
+    """Those of its blocks that speak for it."""
 
     @property
     def overlap(self) -> int:
@@ -101,14 +103,14 @@ def weigh(one: Candidate, length: int, block_size: int, weights: Weights, least_
     cost += weights.decode_active_request_weight * one.requests
     if one.preference:
         cost *= math.exp(-math.tanh(one.preference))
-    return Terms(one.instance, one.rank, *one.tiers, prefill, one.blocks, one.requests, cost)
+    return Terms(one.instance, one.rank, *one.tiers, prefill, one.blocks, one.requests, cost, device + host + disk)
 
 
 def pick(terms: Sequence[Terms], temperature: float, rng: random.Random, recent: Callable[[Terms], float]) -> Terms:
     """Return one of the candidates.
 
-    Without temperature the least cost; among equals who got the least work lately; among those one by chance. With
-    temperature t by chance, with odds ``exp(-cost / ((greatest - least cost) * t))``.
+    Without temperature the least cost; among equals who has the most to reuse, as that is the least work in all; among
+    those who got the least work lately; then one by chance. With temperature t by chance, with odds ``exp(-cost / ((greatest - least cost) * t))``.
 
     Args:
         terms: at least one.
@@ -125,6 +127,9 @@ def pick(terms: Sequence[Terms], temperature: float, rng: random.Random, recent:
         if span > 0:
             return rng.choices(terms, [math.exp(-(cost - least) / span) for cost in costs])[0]
     best = [one for one in terms if one.cost <= least]
+    if len(best) > 1:
+        most = max(one.credited for one in best)
+        best = [one for one in best if one.credited >= most]
     if len(best) > 1:
         works = [recent(one) for one in best]
         lazy = min(works)

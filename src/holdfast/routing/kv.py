@@ -86,6 +86,8 @@ class Decision(msgspec.Struct, frozen=True):
     """Leading blocks that earned no credit."""
     terms: Sequence[Terms]
     """Of all candidates."""
+    block_size: int = 1
+    """Tokens per block."""
     ranks: int = 1
     """Of the chosen worker."""
     lookup_ns: int = 0
@@ -142,7 +144,7 @@ class KvRouter:
         self._ledger = ledger
         self._rng = rng
         self.weights = weights or Weights()
-        self._clock = clock
+        self.clock = clock
         self._track_blocks = track_blocks
         self._track_prefill = track_prefill
         self._template_tokens = template_tokens
@@ -158,9 +160,9 @@ class KvRouter:
             prompt: what is to be placed.
             now: loop time.
         """
-        began = self._clock()
+        began = self.clock()
         overlaps = self.knowledge.lookup(prompt.hashes, prompt.block_size, now)
-        looked = self._clock()
+        looked = self.clock()
         template = self._template(model, prompt)
         found = [
             self._candidate(worker, (rank, ranks), prompt, overlaps, template)
@@ -185,9 +187,10 @@ class KvRouter:
             best=max(one.overlap for one in terms),
             template=template,
             terms=terms,
+            block_size=size,
             ranks=_ranks(worker, model),
             lookup_ns=looked - began,
-            total_ns=self._clock() - began,
+            total_ns=self.clock() - began,
         )
         return worker, decision
 

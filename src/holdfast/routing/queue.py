@@ -5,6 +5,11 @@ priority counts as having come one second earlier. So within a priority nobody i
 goes first, and none can be overtaken for longer than its priority is behind: without strict priorities there is no
 starvation. Strict priorities are meant to starve those below them; every wait has a deadline anyway.
 
+With the policy ``wspt`` what is quickly computed goes first: each request counts as having come so much later as its
+uncached tokens, divided by 1 + priority, take at `TOKENS_PER_SECOND`, `LONGEST_HANDICAP` at most. Among those that come
+together this is the reference's order, (1 + priority) / tokens; and nobody is overtaken by a request that comes later
+than its own handicap after it, so that nobody starves.
+
 Shedding order is another one: the least important goes first (strict priority, then priority, negative ones count
 here too), and among equals the one that came last, so that a newcomer never displaces its equal.
 
@@ -19,9 +24,14 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from holdfast.routing.router_config import QueuePolicy
+
 T = TypeVar("T")
 Key = tuple[float, ...]
 SECONDS_PER_PRIORITY = 1.0
+TOKENS_PER_SECOND = 2_000.0
+LONGEST_HANDICAP = 30.0
+"""Seconds by which later requests can overtake one with ``wspt``."""
 
 
 class Rank(msgspec.Struct, frozen=True, order=True):
@@ -36,14 +46,14 @@ class Waiting(Generic[T]):
 
     __slots__ = ("arrived", "gone", "item", "model", "promised", "rank", "service", "shedding")
 
-    def __init__(self, item: T, model: str, rank: Rank, arrived: float, number: int, *, promised: bool):
+    def __init__(self, item: T, model: str, rank: Rank, arrived: float, number: int, *, promised: bool, turn: float):
         self.item = item
         self.model = model
         self.rank = rank
         self.arrived = arrived
         """Seconds; a place that is taken again keeps its first time."""
         self.promised = promised
-        self.service: Key = (not promised, -rank.strict, arrived - max(0, rank.priority) * SECONDS_PER_PRIORITY, number)
+        self.service: Key = (not promised, -rank.strict, turn, number)
         """Smaller goes first."""
         self.shedding: Key = (rank.strict, rank.priority, -arrived, -number)
         """Smaller is turned away first."""
@@ -55,10 +65,12 @@ class WaitQueue(Generic[T]):
 
     Args:
         limit: places; 0: the queue is off.
+        policy: the order within a strict priority.
     """
 
-    def __init__(self, limit: int):
+    def __init__(self, limit: int, policy: QueuePolicy = "fcfs"):
         self.limit = limit
+        self.policy = policy
         self._lines: dict[str, list[tuple[Key, Waiting[T]]]] = {}
         self._shed: list[tuple[Key, Waiting[T]]] = []
         self._numbers = count()
@@ -79,7 +91,7 @@ class WaitQueue(Generic[T]):
         return [model for model in list(self._lines) if self.head(model) is not None]
 
     def join(
-        self, item: T, model: str, rank: Rank, arrived: float, *, promised: bool = False
+        self, item: T, model: str, rank: Rank, arrived: float, *, promised: bool = False, tokens: int = 0
     ) -> tuple[Waiting[T] | None, T | None]:
         """Ask for a place.
 
@@ -89,11 +101,13 @@ class WaitQueue(Generic[T]):
             rank: its importance.
             arrived: when it asked for a place for the first time, in seconds.
             promised: it was admitted before: goes first, takes no place of the bound and is never turned away.
+            tokens: that would have to be computed for it (``wspt``).
 
         Returns:
             The place, or None when the queue is full of others at least as important; and who lost its place to it.
         """
-        place = Waiting(item, model, rank, arrived, next(self._numbers), promised=promised)
+        turn = self._turn(rank, arrived, tokens)
+        place = Waiting(item, model, rank, arrived, next(self._numbers), promised=promised, turn=turn)
         loser: T | None = None
         if not promised and self._size >= self.limit:
             least = self._least()
@@ -125,12 +139,19 @@ class WaitQueue(Generic[T]):
         line = self._lines.get(model)
         return line[0][1] if line else None
 
-    def before(self, model: str, rank: Rank, now: float) -> bool:
-        """Return whether somebody who waits goes before a newcomer of this rank."""
+    def before(self, model: str, rank: Rank, now: float, tokens: int = 0) -> bool:
+        """Return whether somebody who waits goes before a newcomer of this rank, with so many tokens to compute."""
         head = self.head(model)
         if head is None:
             return False
-        return head.service[:3] <= (True, -rank.strict, now - max(0, rank.priority) * SECONDS_PER_PRIORITY)
+        return head.service[:3] <= (True, -rank.strict, self._turn(rank, now, tokens))
+
+    def _turn(self, rank: Rank, arrived: float, tokens: int) -> float:
+        """Return the moment by which it is ordered: when it came, and what is for or against it."""
+        points = max(0, rank.priority)
+        if self.policy == "fcfs":
+            return arrived - points * SECONDS_PER_PRIORITY
+        return arrived + min(LONGEST_HANDICAP, tokens / TOKENS_PER_SECOND / (1 + points))
 
     def _least(self) -> Waiting[T] | None:
         return self._shed[0][1] if self._shed else None

@@ -19,7 +19,7 @@ TOKENS_EACH = 1024
 DEEPEST_TOKENS = 32_768
 """Nothing longer is taken for a template, which also bounds what is remembered of one prompt."""
 REMEMBERED_BLOCKS = 1 << 19
-"""Blocks remembered in each of two generations, eight bytes each."""
+"""Blocks after which a generation is old; three times as many are remembered at most, eight bytes each."""
 
 
 class _Generation:
@@ -64,7 +64,7 @@ class Templates:
     __slots__ = ("_blocks", "_now", "_old", "_tokens_each")
 
     def __init__(self, *, blocks: int = REMEMBERED_BLOCKS, tokens_each: int = TOKENS_EACH) -> None:
-        """``blocks``: remembered in each generation; ``tokens_each``: 0: nothing is a template."""
+        """``blocks``: of a generation; ``tokens_each``: 0: nothing is a template."""
         self._now, self._old = _Generation(), _Generation()
         self._blocks = blocks
         self._tokens_each = tokens_each

@@ -12,10 +12,11 @@ from __future__ import annotations
 from holdfast.telemetry.frontend_metrics import FAULTS, MODELS, PLANE, QUEUE, REQUESTS, STANDING, WORKERS_SEEN
 from holdfast.telemetry.knowledge_metrics import KNOWLEDGE
 from holdfast.telemetry.metric import Metric
+from holdfast.telemetry.router_metrics import ROUTING
 from holdfast.telemetry.worker_metrics import ENGINE, HANDLER, KV_EVENTS, LEAVING, PROCESS
 
 CATALOGUE: tuple[Metric, ...] = (
-    *REQUESTS, *QUEUE, *FAULTS, *MODELS, *WORKERS_SEEN, *KNOWLEDGE, *STANDING, *PLANE,
+    *REQUESTS, *QUEUE, *FAULTS, *MODELS, *WORKERS_SEEN, *KNOWLEDGE, *ROUTING, *STANDING, *PLANE,
     *HANDLER, *ENGINE, *KV_EVENTS, *LEAVING, *PROCESS,
 )  # fmt: skip
 
@@ -26,6 +27,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("Models", MODELS),
     ("Workers as a frontend sees them", WORKERS_SEEN),
     ("What a frontend knows of KV caches", KNOWLEDGE),
+    ("Routing by KV caches", ROUTING),
     ("A frontend's own standing", STANDING),
     ("Request plane, transport and event loop", PLANE),
     ("A worker's calls", HANDLER),

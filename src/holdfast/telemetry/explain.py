@@ -27,8 +27,11 @@ KEPT_CHANGES = 512
 BEFORE = 5.0
 """Seconds before a request in which workers' changes belong to its story."""
 
-Considered = tuple[int, tuple[tuple[str, int, int], ...]]
-"""How many workers could have got an attempt, and of the first of them (instance, streams of ours, queued there)."""
+Weighed = tuple[int, int, float, int, float]
+"""Rank, blocks of the prompt that it holds, blocks to compute, blocks in use, cost."""
+Considered = tuple[int, tuple[tuple[str, int, int] | tuple[str, int, int, Weighed], ...]]
+"""How many workers could have got an attempt, and of some of them (instance, streams of ours, queued there); where
+caches were asked also how each of their ranks was weighed, the best first."""
 Timeline = Sequence[tuple[float, str, str]]
 FactsT = TypeVar("FactsT")
 
@@ -284,10 +287,7 @@ def _attempts(stream: StreamFacts) -> Iterator[dict[str, Any]]:
             "worker": worker,
             "at": round(stream.offset + at, 4),
             "candidates": total,
-            "considered": [
-                {"worker": name, "in_flight": ours, "queued": queued, "score": ours + queued, "chosen": name == worker}
-                for name, ours, queued in shown
-            ],
+            "considered": [_considered(one, worker) for one in shown],
         }
         for event, name in (("accepted", "accepted_after"), ("first token", "first_token_after")):
             if event in notes:
@@ -295,6 +295,16 @@ def _attempts(stream: StreamFacts) -> Iterator[dict[str, Any]]:
         if "failed" in notes:
             entry["failed_after"], entry["failure"] = round(notes["failed"][0] - at, 4), notes["failed"][1]
         yield entry
+
+
+def _considered(one: Sequence[Any], chosen: str) -> dict[str, Any]:
+    name, ours, queued, *weighed = one
+    entry = {"worker": name, "in_flight": ours, "queued": queued, "score": ours + queued, "chosen": name == chosen}
+    if weighed:
+        rank, overlap, prefill, decode, cost = weighed[0]
+        entry |= {"rank": rank, "overlap_blocks": overlap, "prefill_blocks": round(prefill, 2)}
+        entry |= {"decode_blocks": decode, "score": round(cost, 2)}
+    return entry
 
 
 def _rhythm(stream: StreamFacts) -> dict[str, Any] | None:
