@@ -63,8 +63,7 @@ def _waited(
     if sequence.worker != fault.target or not sequence.accepted:
         return False
     call = facts.calls.get(sequence.label)
-    slow = any(mark in str(c.body) for c in facts.history.calls for mark in _SLOW)
-    if call is None or (slow and fault.kind == "engine-hang"):
+    if call is None or (fault.kind == "engine-hang" and _slow_lately(facts, fault.target, until)):
         return False
     over = sequence.ended or facts.history.finished
     if not (sequence.received < fault.at - 0.05 and over > until and call.ending != "left"):
@@ -75,6 +74,14 @@ def _waited(
     given_up = failed.get((sequence.label, choice, sequence.request.attempt))
     noticed = [at for at in (given_up, ending.at if ending is not None else None) if at is not None]
     return not gone and (not noticed or min(noticed) > until)
+
+
+def _slow_lately(facts: Facts, worker: str, until: float) -> bool:
+    """Whether a prompt has made that engine silent for long before: the detector knows its habit."""
+    labels = {
+        sequence.label for sequence in facts.sequences if sequence.worker == worker and sequence.received <= until
+    }
+    return any(mark in str(facts.calls[label].body) for label in labels if label in facts.calls for mark in _SLOW)
 
 
 def _orphans(facts: Facts) -> Iterator[Violation]:

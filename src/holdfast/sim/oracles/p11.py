@@ -5,8 +5,8 @@ ended at the frontend, for whatever reason; its attempt was given up, and the st
 its frontend was killed. Then the engine lets go of it within `PROMPT`: the latency of the network and one step. Where
 the worker, its frontend or the way between them was silenced in that time (frozen, parted, slow), within `SILENCE`
 after that: a worker gives up a caller from whom it has heard nothing for 5 s. A connection that breaks takes its
-streams with it at once, and so does the death of either process. While nothing but a partition lies between them the
-time counts from its beginning, not from its end.
+streams with it at once, and so does the death of either process. While nothing but a partition or the frontend's loss
+of power silences it, the time counts from its beginning, not from its end.
 
 At the end of the universe no engine has anything in hand (its own canaries aside).
 """
@@ -40,7 +40,7 @@ def check(facts: Facts) -> Iterator[Violation]:
         ended = sequence.ended or (life.ended if life is not None and life.ended else facts.history.finished)
         if ended - at <= PROMPT * facts.stretch:
             continue
-        if ended > _allowed(facts, {name, sequence.worker}, at, ended):
+        if ended > _allowed(facts, name, sequence.worker, at, ended):
             where = {
                 "call": sequence.label,
                 "worker": sequence.worker,
@@ -55,16 +55,22 @@ def check(facts: Facts) -> Iterator[Violation]:
             yield Violation("P11", "an engine had sequences in hand when everything was over", where)
 
 
-def _allowed(facts: Facts, names: set[str], at: float, ended: float) -> float:
+def _allowed(facts: Facts, frontend: str, worker: str, at: float, ended: float) -> float:
     """Return until when an engine may go on with what nobody has wanted since ``at``."""
-    disturbed = facts.disturbed(names, at - 1.0, ended, SILENCING)
-    if not disturbed:
+    names = {frontend, worker}
+    troubles = [
+        fault
+        for fault in facts.history.fired
+        if fault.kind in SILENCING
+        and {fault.target, fault.peer} & names
+        and fault.at <= ended
+        and fault.until >= at - 10
+    ]
+    if not any(fault.until >= at - 1.0 for fault in troubles):
         return at + PROMPT * facts.stretch
-    if not facts.disturbed(names, at - 10.0, ended, SILENCING - {"partition"}):
-        parted = [f.at for f in facts.history.fired if f.kind == "partition" and {f.target, f.peer} == names]
-        since = max((began for began in parted if began <= ended), default=at)
-        return max(at, since) + PARTED * facts.stretch
-    return max(disturbed, at) + SILENCE * facts.stretch
+    if all(f.kind == "partition" or (f.kind == "power-loss" and f.target == frontend) for f in troubles):
+        return max(at, *(fault.at for fault in troubles)) + PARTED * facts.stretch
+    return max(at, *(fault.until for fault in troubles)) + SILENCE * facts.stretch
 
 
 def _unwanted(
