@@ -11,7 +11,8 @@ from typing import Literal
 import msgspec
 
 from holdfast.sim.faults import AnyFault, Delay, Moment, Partition, Reset, kinds
-from holdfast.sim.plan import _MAKERS, Plan, Profile, Shape, draw_plan
+from holdfast.sim.plan import _MAKERS, Plan, Shape, draw_plan
+from holdfast.sim.profiles import Profile
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Manner, Wish
 

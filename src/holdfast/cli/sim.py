@@ -23,7 +23,8 @@ from holdfast.cli.show import is_terminal, paint, table
 from holdfast.sim.campaign import run_campaign
 from holdfast.sim.faults import kinds
 from holdfast.sim.guard import ensure_hash_seed
-from holdfast.sim.plan import Profile, Shape
+from holdfast.sim.plan import Shape
+from holdfast.sim.profiles import Profile
 from holdfast.sim.script import Run, Script, load, run_script, save, script_of, written
 from holdfast.sim.shrink import SECONDS, Shrinker
 from holdfast.sim.story import involved, tell

@@ -14,16 +14,9 @@ from holdfast.base.ids import InstanceId
 from holdfast.sim import faults as f
 from holdfast.sim.bulk import BLOCKS, STEP_MS, bulk_wish
 from holdfast.sim.faults import AnyFault, Moment
+from holdfast.sim.profiles import KINDS, PROFILES, Profile
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Wish, Workload
-
-Profile = Literal[
-    "mixed", "discovery", "engines", "network", "rollout", "overload", "exodus", "blind", "bulk", "caches"
-]
-PROFILES: tuple[Profile, ...] = (
-    "mixed", "mixed", "mixed", "mixed", "engines", "network", "rollout", "discovery", "overload", "exodus", "blind",
-    "bulk", "caches",
-)  # fmt: skip
 
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,40 +145,12 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
     )
 
 
-_KINDS: dict[Profile, tuple[str, ...]] = {
-    "mixed": (
-        "crash", "crash", "freeze", "freeze", "terminate", "reset", "partition", "power-loss", "engine-hang",
-        "engine-error", "discovery-outage", "slow", "delay", "out-of-memory", "engine-abort", "wall-jump",
-        "discovery-stale", "engine-miscount", "killer-prompt",
-    ),
-    "engines": (
-        "engine-error", "engine-abort", "engine-refuse", "engine-hang", "engine-slow", "engine-compile",
-        "engine-miscount", "out-of-memory",
-    ),
-    "network": ("reset", "partition", "delay", "partition", "crash"),
-    "rollout": ("rolling-restart", "rolling-restart", "rolling-restart", "terminate", "crash", "engine-error"),
-    "exodus": ("terminate", "terminate", "terminate", "crash"),
-    "caches": (
-        "kv-lost", "kv-repeated", "kv-reordered", "kv-lost", "crash", "terminate", "reset", "freeze", "partition",
-        "engine-hang", "out-of-memory", "slow", "rolling-restart",
-    ),
-    "discovery": ("discovery-outage", "discovery-stale", "discovery-partial"),
-    "bulk": (
-        "crash", "freeze", "terminate", "reset", "partition", "delay", "slow", "engine-hang", "engine-error",
-        "engine-miscount", "out-of-memory",
-    ),
-    "blind": (
-        "discovery-stale", "discovery-stale", "discovery-partial", "discovery-outage", "crash", "crash", "terminate",
-        "reset", "rolling-restart",
-    ),
-    "overload": ("overload", "overload", "crash", "freeze", "engine-refuse", "terminate", "killer-prompt"),
-}  # fmt: skip
 _STREAM_MOMENTS: tuple[Moment, ...] = ("stream", "dispatch", "accept", "first", "stream", "end", "now")
 
 
 def _draw_fault(tape: Tape, shape: Shape, profile: Profile) -> AnyFault:
     plan = tape.plan
-    kind = plan.pick(shape.only or _KINDS[profile], "fault")
+    kind = plan.pick(shape.only or KINDS[profile], "fault")
     at = plan.uniform(0.4, shape.span * 0.9, "fault at")
     moment = plan.pick(_STREAM_MOMENTS, "moment")
     return _MAKERS[kind](tape, shape, at, moment)
