@@ -21,6 +21,7 @@ from holdfast.requests.generation import GO_ON, Generation
 from holdfast.requests.plan import Deadlines, Ending, Plan
 from holdfast.requests.request import Request
 from holdfast.requests.service import Services
+from holdfast.routing.kv import Knowledge
 from holdfast.routing.policy import RouterMode
 from holdfast.runtime.streams import Logprobs, StreamHandler
 from holdfast.wire.frames import OpenHeaders, Pong
@@ -227,7 +228,14 @@ class FakeWorker:
 class Fleet:
     """The pool, and everything that a frontend process shares."""
 
-    def __init__(self, workers: int = 2, *, mode: RouterMode = "round-robin", settings: dict[str, Any] | None = None):
+    def __init__(
+        self,
+        workers: int = 2,
+        *,
+        mode: RouterMode = "round-robin",
+        settings: dict[str, Any] | None = None,
+        knowledge: Knowledge | None = None,
+    ):
         self.workers = [FakeWorker(self, f"w{i + 1}") for i in range(workers)]
         self.attempts: list[FakeStream] = []
         self.expected = True
@@ -237,7 +245,9 @@ class Fleet:
         self._reading = 0
         self.seen = Seen()
         self.settings = RequestSettings(**(settings or {}))
-        self.services = Services(self.settings, self, self.flusher, self.seen, rng=random.Random(1), mode=mode)
+        self.services = Services(
+            self.settings, self, self.flusher, self.seen, rng=random.Random(1), mode=mode, knowledge=knowledge
+        )
 
     # requests.fleet.Pool
 

@@ -32,6 +32,7 @@ from holdfast.requests import seeds
 from holdfast.requests.plan import Deadlines, Plan
 from holdfast.requests.request import Request
 from holdfast.requests.service import Services
+from holdfast.routing.route import route_of
 from holdfast.telemetry.content import CONTENT
 
 log = logging.getLogger(__name__)
@@ -196,6 +197,7 @@ class GenerateRoute:
         context = story.context
         traceparent = context.traceparent if context is not None else ""
         steering = headers.steer(spec.steering)
+        route = route_of(steering.worker, steering.dp_rank, steering.session_id, steering.router)
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
         plans: list[Plan] = []
         param = "messages" if prepared.surface == "chat_completions" else "prompt"
@@ -228,6 +230,7 @@ class GenerateRoute:
                         cache_salt=spec.cache_salt,
                         terminal_ids=terminal,
                         extra={} if steering.dp_rank is None else {"data_parallel_rank": steering.dp_rank},
+                        route=route,
                     )
                 )
         return plans
