@@ -10,7 +10,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from typer.testing import CliRunner
 
+from holdfast.cli.app import build_app
 from holdfast.local.backoff import EXIT_CONFIGURATION
 from holdfast.replay.effects import Account
 
@@ -131,3 +133,14 @@ def test_replay_without_an_endpoint_compares_modes_and_loads(tmp_path: Path) -> 
     table = simulate("replay", str(trace), "--workers", "2").stdout
     assert "worker-1" in table
     assert "time stamps at 1x" in table
+
+
+def test_interrupting_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.cli.simulate.what_if", interrupted)
+    monkeypatch.setattr("holdfast.cli.simulate.ensure_repeatable", lambda: None)
+    done = CliRunner().invoke(build_app(["simulate"]), ["simulate", *SMALL])
+    assert done.exit_code == 130
+    assert "interrupted" in done.output

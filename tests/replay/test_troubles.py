@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from holdfast.replay.troubles import KINDS, BadFault, listing, read_troubles, seconds_of
@@ -93,3 +95,9 @@ def test_an_unknown_kind_lists_all() -> None:
 )
 def test_times(text: str, seconds: float | None) -> None:
     assert seconds_of(text) == seconds
+
+
+def test_the_page_for_people_lists_every_kind() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "what-if.md").read_text(encoding="utf-8")
+    for name, kind in KINDS.items():
+        assert f"| `{name}` | {kind.help} |" in page

@@ -5,7 +5,8 @@ Must never run anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import msgspec
@@ -24,6 +25,7 @@ from holdfast.worker.config import WorkerConfig
 EngineDefault: TypeAlias = ProfileName
 SECTIONS = ("frontend", "worker", "mock")
 MOST_PROCESSES = 256
+EXIT_INTERRUPTED = 130
 _OWN: dict[str, type] = {"workers": int, "frontends": int, "rate": float, "concurrency": int, "profile": str}
 """Flags that are no settings and can be compared all the same."""
 
@@ -31,6 +33,15 @@ _OWN: dict[str, type] = {"workers": int, "frontends": int, "rate": float, "concu
 def ensure_repeatable() -> None:
     """Start this program anew with fixed hashes of strings, if need be: results repeat only then."""
     ensure_hash_seed()
+
+
+def interruptible(work: Callable[[], int]) -> int:
+    """Do some work and return its exit code; Ctrl-C ends it without a report."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        print("holdfast: interrupted; nothing is reported.", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def cluster_settings(flags: Flags, own: dict[str, Any], profile: EngineDefault) -> Settings:

@@ -20,7 +20,14 @@ import typer
 
 from holdfast.base.errors import InvalidRequest
 from holdfast.cli.app import parameter, takes_settings
-from holdfast.cli.offline import SECTIONS, EngineDefault, cluster_settings, ensure_repeatable
+from holdfast.cli.offline import (
+    EXIT_INTERRUPTED,
+    SECTIONS,
+    EngineDefault,
+    cluster_settings,
+    ensure_repeatable,
+    interruptible,
+)
 from holdfast.cli.options import Flags, Process
 from holdfast.cli.show import is_terminal
 from holdfast.frontend.config import FrontendConfig
@@ -35,7 +42,6 @@ from holdfast.replay.run import REQUEST_SECONDS, replay, what_happened
 from holdfast.replay.tables import table
 from holdfast.replay.trace import TRACE_BLOCK, chosen
 
-EXIT_INTERRUPTED = 130
 _SETTINGS = Process(SECTIONS, lambda _: 0)
 _PROFILE: EngineDefault = "reference"
 _MOST_LOADS = 32
@@ -86,7 +92,8 @@ def command(flags: Flags, **own: Any) -> int:
     engines, whose settings are all flags here. Router modes and concurrencies can be compared then.
     """
     if not own["url"]:
-        return _simulated(flags, own)
+        ensure_repeatable()
+        return interruptible(lambda: _simulated(flags, own))
     for name in ("router", "profile"):
         if own[name]:
             raise InvalidRequest(f"--{name} is for simulated clusters; the one at --url has its own settings.")
@@ -114,7 +121,6 @@ def _simulated(flags: Flags, own: dict[str, Any]) -> int:
     loads = own["concurrency"].split(",")
     if len(loads) > _MOST_LOADS or (len(loads) > 1 and not all(load.isdecimal() for load in loads)):
         raise InvalidRequest(f"--concurrency {own['concurrency']}: expected up to {_MOST_LOADS} numbers, as in 16,32.")
-    ensure_repeatable()
     runs = [
         Run(
             title=own["title"] or mode,

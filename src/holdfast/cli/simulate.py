@@ -17,7 +17,7 @@ import typer
 
 from holdfast.base.errors import InvalidRequest
 from holdfast.cli.app import parameter, takes_settings
-from holdfast.cli.offline import EngineDefault, cluster_settings, ensure_repeatable, variants
+from holdfast.cli.offline import EngineDefault, cluster_settings, ensure_repeatable, interruptible, variants
 from holdfast.cli.options import Flags, Process
 from holdfast.cli.show import is_terminal
 from holdfast.replay.accounts import effects_table, timeline_table, totals_table
@@ -73,6 +73,10 @@ def command(flags: Flags, **own: Any) -> int:
         print(f"Faults, as {FORM}:\n{listing()}")
         return 0
     ensure_repeatable()
+    return interruptible(lambda: _simulate(flags, own))
+
+
+def _simulate(flags: Flags, own: dict[str, Any]) -> int:
     window = _window(own["window"])
     began = time.process_time()
     runs = [(one, account(one, title)) for title, one in _run_all(flags, own)]
@@ -167,7 +171,8 @@ def _show(accounts: Sequence[Account], json: Path | None) -> None:
 
     if is_terminal(sys.stderr):
         print(file=sys.stderr)
-    console = Console(width=None if is_terminal(sys.stdout) else _WIDE)
+    width = None if is_terminal(sys.stdout) else max(_WIDE, 58 + 44 * len(accounts))
+    console = Console(width=width)
     for found in accounts:
         heading = found.title if len(accounts) > 1 else ""
         console.print(*([f"[bold]{heading}[/bold]"] if heading else []), timeline_table(found), sep="\n")

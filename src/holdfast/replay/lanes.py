@@ -20,7 +20,7 @@ from holdfast.replay.whatif import Attempt, Happened
 
 MOST_STREAMS = 56
 LANE = 8.0
-TOP = 108
+TOP = 122
 ROWS = 3
 """Of the names of faults, above the streams."""
 BEFORE, AFTER = 3.0, 9.0
@@ -75,7 +75,8 @@ def drawing(happened: Happened, account: Account, window: Window | None = None) 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" font-family="sans-serif">',
         f'<rect width="{WIDTH}" height="{height:.0f}" fill="white"/>',
-        text_at(LEFT, 24, _title(account), size=15),
+        text_at(LEFT, 24, account.title, size=15),
+        text_at(LEFT, 42, _about(account), size=12, colour="#555"),
     ]
     parts += _legend(account)
     parts += _marks(account, window, bottom)
@@ -92,18 +93,18 @@ def drawing(happened: Happened, account: Account, window: Window | None = None) 
 PANEL = 90.0
 
 
-def _title(account: Account) -> str:
-    workers = f"{account.workers} workers ({account.profile}), {account.frontends} frontend"
-    return f"{account.title}: {workers}{'s' if account.frontends > 1 else ''}, {account.load}"
+def _about(account: Account) -> str:
+    frontends = f"{account.frontends} frontend{'s' if account.frontends > 1 else ''}"
+    return f"{account.workers} workers ({account.profile}), {frontends}, {account.router_mode}; {account.load}"
 
 
 def _legend(account: Account) -> Iterator[str]:
-    yield text_at(LEFT, 46, "each line is a stream; colour: the worker that writes it", size=12)
+    yield text_at(LEFT, 62, "each line is a stream; colour: the worker that writes it", size=12)
     shown = min(account.workers, len(COLOURS))
     for number in range(shown):
-        yield text_at(LEFT + 345 + number * 30, 46, f"■ {number}", size=12, colour=COLOURS[number])
+        yield text_at(LEFT + 345 + number * 30, 62, f"■ {number}", size=12, colour=COLOURS[number])
     x = LEFT + 355 + shown * 30
-    yield text_at(x, 46, "grey: waiting; red cross: lost", size=12, colour="#555")
+    yield text_at(x, 62, "grey: waiting; red cross: lost", size=12, colour="#555")
 
 
 def _chosen(happened: Happened, window: Window) -> list[_Lane]:
