@@ -17,8 +17,8 @@ from holdfast.sim.faults import kinds
 from holdfast.sim.universe import Outcome
 
 ENOUGH = 2_000
-"""Counted universes from which on everything in `SOMETIMES` must have happened. The rarest of it happens in one of
-thirty; that it is missed in so many is as likely as one in 10^29."""
+"""Counted universes from which on everything in `SOMETIMES` must have happened. The rarest of it happens in about
+one of a hundred; that it is missed in so many is as likely as one in five hundred million."""
 MANY = 20_000
 """The same for `RARELY`: things that happen in one of three hundred, or of a thousand."""
 _PATHS = ("before accept", "before first token", "mid-stream", "at the end")
