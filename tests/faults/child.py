@@ -125,16 +125,41 @@ def _frontend(journal: Journal) -> None:
         )
         services.observer = watching
         pool.subscribe(watching.pool_event)
-        journal.obey(_clock_jumps)
+
+        def obey(order: dict[str, float]) -> None:
+            if "look" in order:
+                journal.post("known", _known(made))
+            else:
+                _clock_jumps(order)
+
+        journal.obey(obey)
         return made
 
     process.Assembled = assembled  # type: ignore[misc,assignment]
+
+
+def _known(frontend: Any) -> dict[str, Any]:
+    """Return what a frontend thinks is in each worker's KV cache."""
+    told = {}
+    for worker in frontend.pool.all_workers():
+        known = frontend.knowledge.known(worker.instance)
+        if known is None or known.state != "exact":
+            told[worker.instance] = ("unknown" if known is None else known.state, known.problem if known else "", 0, [])
+            continue
+        index, slots = known.space.index, known.space.slots.of_worker(worker.instance)
+        ranks = [
+            sorted({one for tier in index.snapshot(slots[rank]) for one in tier}) if rank in slots else []
+            for rank in range(max(slots, default=-1) + 1)
+        ]
+        told[worker.instance] = ("exact", "", known.epoch, ranks)
+    return told
 
 
 def _worker(journal: Journal) -> None:
     from holdfast.engines.contract import GenerateRequest  # noqa: PLC0415
     from holdfast.engines.mock import misbehaviour  # noqa: PLC0415
     from holdfast.runtime.server import WorkerServer  # noqa: PLC0415
+    from holdfast.sim.caches import CacheFaults  # noqa: PLC0415
     from holdfast.sim.engine import SimEngine  # noqa: PLC0415
     from holdfast.sim.history import Life, Sequence  # noqa: PLC0415
     from holdfast.worker import hosted  # noqa: PLC0415
@@ -179,7 +204,13 @@ def _worker(journal: Journal) -> None:
                 journal.post("over", (number, sequence.ended, ending, sequence.tokens))
 
         def _order(self, order: dict[str, float]) -> None:
-            if "shift" in order:
+            if "look" in order:
+                truth = [sorted(rank) for rank in self.kv_truth]
+                journal.post("truth", (processes[0].epoch, truth))
+            elif how := next((word for word in ("lose", "repeat", "reorder") if word in order), None):
+                caches = processes[0].caches
+                (caches.engine if order["engine"] else caches.wire).order(how, int(order[how]))
+            elif "shift" in order:
                 self.miscount(int(order["shift"]), int(order["times"]))
             elif "hoard" in order:
                 _hoard.append(bytearray(os.urandom(1 << 20) * int(order["hoard"])))  # MiB, every page touched
@@ -190,6 +221,15 @@ def _worker(journal: Journal) -> None:
         return PostingEngine(config)
 
     hosted.make_engine = make_engine
+    processes: list[Any] = []
+    make = WorkerProcess.__init__
+
+    def made(self: Any, *args: Any, **how: Any) -> None:
+        make(self, *args, **how)
+        self.caches = CacheFaults(self)
+        processes.append(self)
+
+    WorkerProcess.__init__ = made  # type: ignore[method-assign]
     drain, enter = WorkerServer.drain, WorkerProcess._enter
 
     def drained(self: Any, reason: str, remaining_ms: int) -> None:

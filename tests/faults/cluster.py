@@ -231,8 +231,9 @@ class Cluster:
             return (*python, "frontend", "--http-host", "127.0.0.1", "--http-port", str(self.http_ports[name]))
         limits = ("--max-num-seqs", str(plan.seats), "--mock-num-blocks", str(plan.blocks))
         size = ("--context-length", str(plan.blocks * 16), "--mock-step-ms", str(plan.shape.step_ms))
+        events = "--mock-kv-events" if plan.kv_events else "--no-mock-kv-events"
         ports = ("--tcp-rpc-port", str(self.rpc_ports[name]))
-        return (*python, "worker", "--engine", "mock", *ports, *limits, *size, "--no-mock-kv-events")
+        return (*python, "worker", "--engine", "mock", *ports, *limits, *size, events)
 
     def _env(self, name: str, incarnation: int) -> dict[str, str]:
         plan = self.plan
@@ -275,6 +276,7 @@ class Cluster:
         plan = self.plan
         return {
             "DYN_HANG_FLOOR_SECS": str(HANG_FLOOR),
+            "DYN_ROUTER_KV_EVENTS_ALWAYS": str(plan.kv_events).lower(),
             "DYN_RUNTIME_INHIBITED_DURATION_SECS": str(INHIBITED),
             "DYN_HTTP_GRACEFUL_SHUTDOWN_TIMEOUT_SECS": str(plan.grace),
             "DYN_HTTP_SSE_KEEP_ALIVE_INTERVAL_MS": "1500",
@@ -349,9 +351,21 @@ class Cluster:
                         current=one is not None and process is not None and one["pid"] == process.pid,
                         served=(frontend, name) in served,
                         state="" if one is None else str(one["state"]),
+                        cache=self.ledger.cache_difference(frontend, name, str(instance_of(name))),
                     )
                 )
         return views
+
+    def caches_known(self) -> bool:
+        """Whether every frontend knows what is in every KV cache, as far as they have told; asks them anew."""
+        known = not any(
+            self.ledger.cache_difference(frontend, name, str(instance_of(name)))
+            for frontend in self.frontends
+            for name in self.workers
+        )
+        for name in self.names:
+            self.ledger.tell(name, look=1.0)
+        return known
 
     async def residues(self) -> list[Residue]:
         """Return what every process holds, by its metrics, and a frontend's own list of leases and requests."""
@@ -368,9 +382,9 @@ class Cluster:
         return found
 
     async def _held(self, name: str) -> dict[str, float]:
-        address = self.url(name) if name in self.http_ports else self._status_address(name)
         held: dict[str, float] = {}
         try:
+            address = self.url(name) if name in self.http_ports else self._status_address(name)
             text = (await http.get(f"{address}/metrics", _ASK_SECONDS)).body.decode()
         except Exception as error:
             return {f"metrics could not be read: {error!r}": 1.0}

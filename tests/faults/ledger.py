@@ -29,6 +29,8 @@ _KINDS: dict[str, Any] = {
     "see": tuple[str, int],
     "violation": tuple[str, str, dict[str, str]],
     "prompt": str,
+    "truth": tuple[int, list[list[int]]],
+    "known": dict[str, tuple[str, str, int, list[list[int]]]],
     "ready": float,
     "draining": float,
 }
@@ -51,6 +53,10 @@ class Ledger:
         self.lives: dict[tuple[str, int], Life] = {}
         self.open: dict[tuple[str, int, int], Sequence] = {}
         """Sequences that engines have in hand: name, incarnation, number."""
+        self._truths: dict[str, tuple[int, list[list[int]]]] = {}
+        """What each worker's engine has in its KV cache: epoch, and block hashes by rank."""
+        self._known: dict[str, dict[str, tuple[str, str, int, list[list[int]]]]] = {}
+        """What each frontend thinks of it, by instance: state, problem, epoch, and block hashes by rank."""
         self.on_moment: Callable[[str, Moment], None] = lambda _name, _moment: None
         self.on_prompt: Callable[[str, str], None] = lambda _name, _what: None
         self.name_of: Callable[[str], str] = lambda _instance: ""
@@ -128,6 +134,10 @@ class Ledger:
             history.see(*what)
         elif kind == "violation":
             history.violate(what[0], what[1], **what[2])
+        elif kind == "truth":
+            self._truths[name] = what
+        elif kind == "known":
+            self._known[name] = what
         elif kind == "prompt":
             self.on_prompt(name, what)
         else:
@@ -136,6 +146,27 @@ class Ledger:
                 life.ready = what
             elif not life.draining:
                 life.draining = what
+
+    def cache_difference(self, frontend: str, worker: str, instance: str) -> str:
+        """Return what a frontend gets wrong about a worker's cache, by what both told last; empty: nothing.
+
+        The counterpart of `sim.caches.difference`. When either has told nothing yet, nothing is wrong.
+        """
+        known, truth = self._known.get(frontend), self._truths.get(worker)
+        if known is None or truth is None:
+            return ""
+        if instance not in known:
+            return "unknown"
+        state, problem, epoch, ranks = known[instance]
+        if state != "exact":
+            return f"{state}: {problem}"
+        if epoch != truth[0]:
+            return "it speaks of another start of the worker"
+        for rank, (held, there) in enumerate(zip(ranks, truth[1], strict=False)):
+            if set(held) != set(there):
+                wrong, missing = len(set(held) - set(there)), len(set(there) - set(held))
+                return f"rank {rank}: {wrong} blocks are not there, {missing} are missing"
+        return ""
 
     def name_sequences(self) -> None:
         """Give the sequences of a round their clients' names, now that everybody has told everything."""

@@ -128,19 +128,21 @@ class Nemesis:
         return after
 
     async def _power_loss(self, fault: f.PowerLoss) -> Any:
-        process, proxy = self._cluster.processes.get(fault.target), self._cluster.proxies[fault.target]
+        proxies, process = self._cluster.proxies, self._cluster.processes.get(fault.target)
         if process is None:
             return False
-        peers = [*self._cluster.frontends, ""]
-        for peer in peers:
+        own = proxies.get(fault.target)
+        ways = [(own, peer) for peer in (*self._cluster.frontends, "")] if own is not None else []
+        ways = ways or [(proxy, fault.target) for proxy in proxies.values()]
+        for proxy, peer in ways:
             proxy.partition(peer)
         send(process.pid, signal.SIGSTOP)
         self._cluster.gone(process)
 
         async def after() -> None:
             await asyncio.sleep(fault.duration)
-            proxy.reset()  # the new kernel knows none of the old connections
-            for peer in peers:
+            for proxy, peer in ways:
+                proxy.reset(peer)  # the new kernel knows none of the old connections
                 proxy.heal(peer)
             self._cluster.kill(fault.target, 0.0)
 
@@ -267,6 +269,19 @@ class Nemesis:
 
     async def _engine_miscount(self, fault: f.EngineMiscount) -> bool:
         return self._ledger.tell(fault.target, shift=float(fault.shift), times=float(fault.times))
+
+    async def _kv_lost(self, fault: f.KvLost) -> bool:
+        return self._mangle(fault, lose=float(fault.times))
+
+    async def _kv_repeated(self, fault: f.KvRepeated) -> bool:
+        return self._mangle(fault, repeat=float(fault.times))
+
+    async def _kv_reordered(self, fault: f.KvReordered) -> bool:
+        return self._mangle(fault, reorder=float(fault.times))
+
+    def _mangle(self, fault: f.KvLost | f.KvRepeated | f.KvReordered, **how: float) -> bool:
+        events = self._cluster.plan.kv_events
+        return events and self._ledger.tell(fault.target, engine=float(fault.where == "engine"), **how)
 
     # -- load, and people ------------------------------------------------------------------------------
 

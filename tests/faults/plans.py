@@ -16,7 +16,7 @@ from holdfast.sim.profiles import Profile
 from holdfast.sim.tape import Tape
 from holdfast.sim.workload import Manner, Wish
 
-Setting = Literal["plain", "tight", "bulk", "guarded"]
+Setting = Literal["plain", "tight", "bulk", "caches", "guarded"]
 GUARDED_EVERY = 8
 GROUPS: tuple[tuple[str, ...], ...] = (
     ("discovery-outage", "discovery-stale", "discovery-partial"),
@@ -24,6 +24,7 @@ GROUPS: tuple[tuple[str, ...], ...] = (
     ("engine-miscount", "engine-hang", "engine-abort", "delay", "terminate"),
     ("partition", "engine-refuse", "slow", "overload", "out-of-memory"),
     ("engine-compile", "wall-jump", "power-loss", "killer-prompt"),
+    ("kv-lost", "kv-repeated", "kv-reordered"),
     ("rolling-restart",),
 )
 """What strikes together, so that the long shadows of some overlap. Discovery is alone, for P12 speaks of it alone."""
@@ -36,8 +37,8 @@ def settings(plan: Plan, seed: int) -> tuple[Setting, Plan]:
             plan,
             **{**_PLAIN, "seats": 2, "limit": 3, "queue": 4, "blocks": 24, "most_requests": 14, "most_waiting": 2},
         )
-    if plan.profile == "bulk":
-        return "bulk", msgspec.structs.replace(plan, **{**_PLAIN, "blocks": plan.blocks})
+    if plan.profile in ("bulk", "caches"):
+        return plan.profile, msgspec.structs.replace(plan, **{**_PLAIN, "blocks": plan.blocks})
     if seed % GUARDED_EVERY == 0:
         old = {"old": ("frontend-0",), "secret": "a shared secret", "canary": True}
         return "guarded", msgspec.structs.replace(plan, **{**_PLAIN, **old})
@@ -59,6 +60,7 @@ _PLAIN = {
     "kv_warm": False,
     "secret": "",
     "narrow": False,
+    "kv_events": True,
 }
 
 

@@ -17,7 +17,7 @@ from holdfast.sim.oracles import check_all
 from holdfast.sim.oracles.answers import first_error
 from holdfast.sim.plan import Plan
 from holdfast.sim.tape import Tape
-from holdfast.sim.universe import ANSWER_BOUND, CONVERGE_BOUND, RETURN_BOUND, START_BOUND
+from holdfast.sim.universe import ANSWER_BOUND, CACHE_BOUND, CONVERGE_BOUND, RETURN_BOUND, START_BOUND
 from holdfast.sim.workload import Wish, Workload
 from tests.faults.clients import Exchange
 from tests.faults.cluster import Cluster
@@ -125,8 +125,13 @@ class Round:
         if await until(self.cluster.in_use, bound) and await self._probe(loop.time() + bound):
             history.converged = loop.time()
         await until(self._at_rest, within(REST))
+        if self.plan.kv_events:
+            await until(self._caches_known, CACHE_BOUND + within(1.0))
         history.residues = await self.cluster.residues()
         history.views = await self.cluster.seen(self._served())
+
+    async def _caches_known(self) -> bool:
+        return self.cluster.caches_known()
 
     async def _all_over(self) -> bool:
         return all(exchange.over for exchange in self.exchanges)
