@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from holdfast.base.errors import WorkerSaturated
 from holdfast.engines.mock.config import MockConfig
-from holdfast.frontend.metrics import FrontendMetrics
+from holdfast.frontend.metrics import FOLD_EVERY, FrontendMetrics
 from holdfast.telemetry.catalogue import CATALOGUE
 from tests.frontend.support import Stack, stack, until
 
@@ -159,3 +159,15 @@ async def test_real_output_is_what_the_catalogue_says_and_what_prometheus_accept
         subprocess.run, [promtool, "check", "metrics"], input=text, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_is_noted_is_counted_before_it_is_much() -> None:
+    metrics = FrontendMetrics()
+    for number in range(1000):
+        name = f"model-{number % 3}" if number % 2 else f"one-of-many-{number}"
+        metrics.prepared(0.001)
+        metrics.finished(name, "chat_completions", "stream", None, 0.5)
+        assert len(metrics.of(name).duration.fresh) <= FOLD_EVERY
+    assert sum(metrics.of(f"model-{n}").duration.counts[0] for n in range(3)) == 500
+    assert sum(metrics.stages.labels("preprocess").counts) == 1000
+    assert len(metrics.stages.labels("preprocess").fresh) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from threading import Event, Thread
 
 import prometheus_client as reference
 import pytest
@@ -106,3 +107,38 @@ def test_texts_of_label_sets_that_are_gone_are_not_kept_for_ever() -> None:
         cells.labels(str(number)).set(1)
         assert f'a{{worker="{number}"}} 1.0' in cells.expose()
     assert len(cells._heads) < 300
+
+
+def test_noted_values_count_like_observed_ones_however_often_they_are_folded() -> None:
+    at_once, later = Buckets(BOUNDS), Buckets(BOUNDS)
+    for number in range(100):
+        value = BOUNDS[number % len(BOUNDS)] * (0.5 + number % 3)
+        at_once.observe(value)
+        later.note(value)
+        if number % 7 == 0:
+            later.fold()
+            assert not later.fresh
+    assert (later.counts, later.sum) == (at_once.counts, at_once.sum)
+    assert sum(later.counts) == 100
+
+
+def test_values_noted_while_others_are_read_are_counted_once() -> None:
+    buckets = Buckets(BOUNDS)
+    stop = Event()
+
+    def scrape() -> None:
+        while not stop.is_set():
+            assert sum(buckets.counts) <= 20_000
+
+    scraping = Thread(target=scrape)
+    scraping.start()
+    try:
+        for number in range(20_000):
+            buckets.note(0.5)
+            if number % 50 == 0:
+                buckets.fold()
+    finally:
+        stop.set()
+        scraping.join()
+    assert sum(buckets.counts) == 20_000
+    assert buckets.sum == 10_000.0

@@ -59,7 +59,7 @@ class GenerateRoute:
         self._metrics = stories.metrics
         self._stories = stories
         self._offload = Offload()
-        timing = Timing(stories.clock, stories.metrics.template_time.observe, stories.metrics.tokenize_time.observe)
+        timing = Timing(stories.clock, stories.metrics.template_time.note, stories.metrics.tokenize_time.note)
         self._preparer = Preparer(config, registry, self._offload, services.rng, timing)
         self._bodies = Bodies(config.http_body_limit_mb * 1024 * 1024)
         self._stall = config.requests.client_stall_timeout

@@ -17,10 +17,12 @@ from holdfast.runtime.pool import Worker
 from holdfast.telemetry.catalogue import CATALOGUE
 from holdfast.telemetry.metric import UNKNOWN, LabelValues, MetricSettings, Registry
 from holdfast.telemetry.outcomes import error_type
-from holdfast.telemetry.series import TICKS_PER_SECOND
+from holdfast.telemetry.series import TICKS_PER_SECOND, Buckets
 
 KNOBS_SHOWN = 64
 """Different layers and knobs of rejections; more of them share a name."""
+FOLD_EVERY = 64
+"""Requests of a model after which the values that were noted for histograms are counted."""
 _LEFT = frozenset({"cancelled", "client_stalled"})
 """Ends that are the client's doing."""
 _OUTCOMES = {"cancelled": "cancelled", "failed": "failure", "expired": "failure", "rejected": "failure"}
@@ -56,6 +58,10 @@ class _Model:
         self.output_lengths = metrics.output_lengths.labels(name)
         self.output_tokens = metrics.output_tokens.labels(name)
         self.cached = metrics.cached.labels(name)
+
+    def noted(self) -> tuple[Buckets, ...]:
+        """Return the histograms whose values are noted first and counted later."""
+        return self.duration, self.first_tokens, self.input_lengths, self.output_lengths, self.cached
 
 
 class FrontendMetrics:
@@ -109,6 +115,10 @@ class FrontendMetrics:
         self._stage_roundtrip = self.stages.labels("transport_roundtrip")
         self._stage_preprocess = self.stages.labels("preprocess")
         self._stage_postprocess = self.stages.labels("postprocess")
+        self._noted = (
+            self._stage_route, self._stage_roundtrip, self._stage_preprocess, self._stage_postprocess, self.queue_time,
+            self.send_time, self.roundtrip, self.template_time, self.tokenize_time,
+        )  # fmt: skip
         self._foreseen: set[str] = set()
         foresee(self)
 
@@ -116,7 +126,7 @@ class FrontendMetrics:
 
     def prepared(self, seconds: float) -> None:
         """A request has been read, rendered and tokenized."""
-        self._stage_preprocess.observe(seconds)
+        self._stage_preprocess.note(seconds)
 
     def begun(self, model: str, surface: str, kind: str) -> None:
         """A request has been taken in. ``model`` empty: it names none of ours."""
@@ -128,7 +138,7 @@ class FrontendMetrics:
         word = error_type(error)
         self.requests.labels(model, surface, kind, "error" if error else "success", word).inc()
         if error is None:
-            self.of(name).duration.observe(seconds)
+            self._took(name, seconds)
             return
         self.failures.labels(error.fault, error.code).inc()
         if word in _LEFT:
@@ -137,13 +147,21 @@ class FrontendMetrics:
             self.rejections.labels(model, surface).inc()
             self._turned_away(model, error)
         if name:
-            self.of(name).duration.observe(seconds)
+            self._took(name, seconds)
+
+    def _took(self, name: str, seconds: float) -> None:
+        """Note the time of a whole request, after which nothing more comes of it; now and then count what was noted."""
+        of = self.of(name)
+        of.duration.note(seconds)
+        if len(of.duration.fresh) >= FOLD_EVERY:
+            for buckets in (*of.noted(), *self._noted):
+                buckets.fold()
 
     def answered(self, request: Request) -> None:
         """The client has taken the answer of all streams, or is gone."""
         last = request.streams[-1]
         if last.ended is not None and last.ended.state == "done":
-            self._stage_postprocess.observe(max(0.0, _now(last) - last.timeline[-1][0]))
+            self._stage_postprocess.note(max(0.0, _now(last) - last.timeline[-1][0]))
 
     def turned_away(self, error: HoldfastError) -> None:
         """A connection was closed before anything was read from it."""
@@ -186,31 +204,31 @@ class FrontendMetrics:
         """See `Observer`."""
         if generation.driver.history.attempts == 1:
             waited = _now(generation)
-            self.queue_time.observe(waited)
-            self._stage_route.observe(waited)
+            self.queue_time.note(waited)
+            self._stage_route.note(waited)
             plan = generation.plan
             if not plan.choice:
                 of = self.of(plan.model)
                 of.input_tokens.inc(plan.prompt_length)
-                of.input_lengths.observe(plan.prompt_length)
+                of.input_lengths.note(plan.prompt_length)
 
     def attempt_sent(self, seconds: float) -> None:
         """See `Observer`."""
-        self.send_time.observe(seconds)
+        self.send_time.note(seconds)
 
     def accepted(self, generation: Generation, first: bool) -> None:
         """See `Observer`."""
         if first:
-            self._stage_roundtrip.observe(max(0.0, _now(generation) - _at(generation, "attempt")))
+            self._stage_roundtrip.note(max(0.0, _now(generation) - _at(generation, "attempt")))
 
     def first_token(self, generation: Generation) -> None:
         """See `Observer`."""
         plan = generation.plan
         now = _now(generation)
         waited = now + plan.prepared_seconds
-        self.roundtrip.observe(max(0.0, now - _at(generation, "attempt")))
+        self.roundtrip.note(max(0.0, now - _at(generation, "attempt")))
         if not plan.choice:
-            self.of(plan.model).first_tokens.observe(waited)
+            self.of(plan.model).first_tokens.note(waited)
         last = self.last_seen.get(generation.worker)
         if last is None:
             last = self.last_seen[generation.worker] = LastSeen()
@@ -244,9 +262,9 @@ class FrontendMetrics:
         """See `Observer`."""
         self.progressed(generation)
         of = self.of(generation.plan.model)
-        of.output_lengths.observe(ending.completion_tokens)
+        of.output_lengths.note(ending.completion_tokens)
         if ending.state == "done":
-            of.cached.observe(ending.cached_tokens)
+            of.cached.note(ending.cached_tokens)
         rhythm = generation.rhythm
         last = self.last_seen.get(generation.worker)
         if last is not None and rhythm.tokens > 1:

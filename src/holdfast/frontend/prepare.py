@@ -17,7 +17,7 @@ from holdfast.frontend.body import LargeBody
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.registry import ModelRegistry, ServedModel
-from holdfast.openai.mapping import GenerationSpec, chat_spec, completion_spec
+from holdfast.openai.mapping import GenerationSpec
 from holdfast.openai.parse import parse_chat, parse_completion
 from holdfast.openai.prompt import completion_prompts, raw_prompt, template_messages
 from holdfast.openai.types import ChatCompletionRequest, CompletionRequest
@@ -179,7 +179,7 @@ class Preparer:
         return f"call_{self._rng.getrandbits(96):024x}"
 
     def _chat(self, request: ChatCompletionRequest, served: ServedModel, clock: Callable[[], int]) -> Read:
-        spec = chat_spec(request, served.card, served.defaults, steering=self._steering)
+        spec = served.specs.chat(request, steering=self._steering)
         if spec.prompt_ids:
             return spec, [Prompt(array("I", spec.prompt_ids), "")], 0
         if spec.raw_prompt:
@@ -194,7 +194,7 @@ class Preparer:
         return spec, [text], clock() - began or 1
 
     def _completion(self, request: CompletionRequest, served: ServedModel, _clock: Callable[[], int]) -> Read:
-        spec = completion_spec(request, served.card, served.defaults, steering=self._steering)
+        spec = served.specs.completion(request, steering=self._steering)
         if spec.prompt_ids:
             return spec, [Prompt(array("I", spec.prompt_ids), "")], 0
         sources: list[Source] = []

@@ -21,6 +21,7 @@ from holdfast.base.errors import HoldfastError, ModelNotFound, NoWorkers
 from holdfast.frontend.artifacts import fetch_into
 from holdfast.models.card import Artifact, ModelCard, disagreement
 from holdfast.models.store import ArtifactStore
+from holdfast.openai.specs import Specs
 from holdfast.runtime.notices import PoolEvent
 from holdfast.runtime.pool import Worker, WorkerPool
 from holdfast.text.model import TextModel, load_text, missing
@@ -48,13 +49,14 @@ class ReadText(Protocol):
 class ServedModel:
     """A model with everything a frontend needs to speak it."""
 
-    __slots__ = ("card", "defaults", "terminal_ids", "text")
+    __slots__ = ("card", "defaults", "specs", "terminal_ids", "text")
 
     def __init__(self, card: ModelCard, text: TextModel, defaults: dict[str, Any]):
         self.card = card
         self.text = text
         self.terminal_ids = frozenset(card.eos_token_ids)
         """Token ids that end a sequence."""
+        self.specs = Specs(card, defaults)
         self.defaults = defaults
         """The model's generation config."""
 

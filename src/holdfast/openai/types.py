@@ -25,7 +25,7 @@ StopString = Annotated[str, Meta(max_length=limits.STOP_STRING_CHARS)]
 WorkerId = Annotated[int, Meta(ge=0)] | Annotated[str, Meta(max_length=64)]
 
 
-class StreamOptions(msgspec.Struct, gc=False):
+class StreamOptions(msgspec.Struct, gc=False, frozen=True):
     """Options of a stream. Obfuscation is never added, so ``include_obfuscation`` changes nothing."""
 
     include_usage: bool | None = None

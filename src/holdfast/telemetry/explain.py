@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -33,71 +32,49 @@ Considered = tuple[int, tuple[tuple[str, int, int] | tuple[str, int, int, Weighe
 """How many workers could have got an attempt, and of some of them (instance, streams of ours, queued there); where
 caches were asked also how each of their ranks was weighed, the best first."""
 Timeline = Sequence[tuple[float, str, str]]
-FactsT = TypeVar("FactsT")
 
 
-class StreamFacts:
+class StreamFacts(msgspec.Struct, array_like=True, kw_only=True):
     """One choice. Times in seconds since its birth unless said otherwise."""
 
-    __slots__ = (
-        "cached_tokens", "choice", "considered", "error", "finish", "first_tick", "join", "last_tick", "longest",
-        "offset", "prompt_tokens", "state", "timeline", "tokens",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        *,
-        choice: int,
-        state: str,
-        finish: str,
-        error: str,
-        join: str,
-        prompt_tokens: int,
-        cached_tokens: int,
-        tokens: int,
-        timeline: Timeline,
-        considered: Sequence[Considered],
-        offset: float,
-        ticks: tuple[int, int],
-        longest: Sequence[tuple[int, int]],
-    ):
-        self.choice, self.state, self.finish, self.error, self.join = choice, state, finish, error, join
-        self.prompt_tokens, self.cached_tokens, self.tokens = prompt_tokens, cached_tokens, tokens
-        self.timeline, self.considered = timeline, considered
-        self.offset = offset
-        """Seconds from the request's arrival to the birth of the stream."""
-        self.first_tick, self.last_tick = ticks
-        self.longest = longest
+    choice: int
+    state: str
+    finish: str
+    error: str
+    join: str
+    prompt_tokens: int
+    cached_tokens: int
+    tokens: int
+    timeline: Timeline
+    considered: Sequence[Considered]
+    offset: float
+    """Seconds from the request's arrival to the birth of the stream."""
+    ticks: tuple[int, int]
+    """Of the first and of the last delivery."""
+    longest: Sequence[tuple[int, int]]
 
 
-class RequestFacts:
+class RequestFacts(msgspec.Struct, array_like=True, kw_only=True):
     """One request. ``arrived`` in nanoseconds of the process' stopwatch."""
 
-    __slots__ = (
-        "arrived", "code", "error", "fault", "id", "kind", "label", "model", "prepared", "seconds", "streams",
-        "surface", "trace_id",
-    )  # fmt: skip
+    request_id: str
+    label: str
+    model: str
+    surface: str
+    kind: str
+    trace_id: str
+    arrived: int
+    prepared: float
+    seconds: float
+    code: str
+    fault: str
+    error: str
+    streams: Sequence[StreamFacts]
 
-    def __init__(
-        self,
-        *,
-        request_id: str,
-        label: str,
-        model: str,
-        surface: str,
-        kind: str,
-        trace_id: str,
-        arrived: int,
-        prepared: float,
-        seconds: float,
-        code: str,
-        fault: str,
-        error: str,
-        streams: Sequence[StreamFacts],
-    ):
-        self.id, self.label, self.model, self.surface, self.kind = request_id, label, model, surface, kind
-        self.trace_id, self.arrived, self.prepared, self.seconds = trace_id, arrived, prepared, seconds
-        self.code, self.fault, self.error, self.streams = code, fault, error, streams
+    @property
+    def id(self) -> str:
+        """Ours."""
+        return self.request_id
 
     @property
     def attempts(self) -> int:
@@ -119,30 +96,10 @@ class WorkerChange:
         self.at, self.worker, self.state, self.cause, self.evidence = at, worker, state, cause, evidence
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Any]).decode
-_OF_STREAM = attrgetter(*StreamFacts.__slots__)
-_OF_REQUEST = attrgetter(*[name for name in RequestFacts.__slots__ if name != "streams"])
-
-
-def _pack(facts: RequestFacts) -> bytes:
-    """Return facts as one object. Kept as they are, a thousand requests would be forty thousand small objects, each of
-    them out of the processor's caches when its turn to go comes."""
-    return _encode((_OF_REQUEST(facts), [_OF_STREAM(stream) for stream in facts.streams]))
-
-
-def _unpack(packed: bytes) -> RequestFacts:
-    values, streams = _decode(packed)
-    facts = _filled(RequestFacts, [name for name in RequestFacts.__slots__ if name != "streams"], values)
-    facts.streams = [_filled(StreamFacts, StreamFacts.__slots__, stream) for stream in streams]
-    return facts
-
-
-def _filled(kind: type[FactsT], names: Sequence[str], values: Sequence[Any]) -> FactsT:
-    made = object.__new__(kind)
-    for name, value in zip(names, values, strict=True):
-        setattr(made, name, value)
-    return made
+_pack = msgspec.msgpack.Encoder().encode
+"""Facts as one object. Kept as they are, a thousand requests would be forty thousand small objects, each of them out of
+the processor's caches when its turn to go comes."""
+_unpack = msgspec.msgpack.Decoder(RequestFacts).decode
 
 
 class Ring:
@@ -312,7 +269,8 @@ def _rhythm(stream: StreamFacts) -> dict[str, Any] | None:
     first = next((at for at, event, _ in stream.timeline if event == "first token"), None)
     if first is None:
         return None
-    seconds = (stream.last_tick - stream.first_tick) / TICKS_PER_SECOND
+    first_tick, last_tick = stream.ticks
+    seconds = (last_tick - first_tick) / TICKS_PER_SECOND
     more = stream.tokens - 1
     return {
         "first_token_at": round(stream.offset + first, 4),

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from math import isfinite, isnan
+from threading import Lock
 from typing import Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -56,29 +57,59 @@ class Cell:
         self.value -= 1
 
 
-class Buckets:
-    """One histogram. Args: upper bounds, rising, without infinity."""
+_folding = Lock()
+"""Values that were noted may be counted by a scrape at the same time, in another thread."""
 
-    __slots__ = ("_bounds", "counts", "sum")
+
+class Buckets:
+    """One histogram, fed by `observe` and `add_ticks`, or by ``note``. Args: upper bounds, rising, without infinity."""
+
+    __slots__ = ("_bounds", "_counts", "_sum", "fresh", "note")
 
     def __init__(self, bounds: Sequence[float]):
         self._bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        """Not cumulative; the last one is beyond all bounds."""
-        self.sum = 0.0
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+        self.fresh: list[float] = []
+        """What was noted and not counted yet."""
+        self.note: Callable[[float], None] = self.fresh.append
+        """Keep one value to be counted at the next scrape; whoever uses it calls `fold` before these are many."""
+
+    @property
+    def counts(self) -> list[int]:
+        """How many values lie in each bucket; not cumulative, the last one is beyond all bounds."""
+        self.fold()
+        return self._counts
+
+    @property
+    def sum(self) -> float:
+        """Of all values."""
+        self.fold()
+        return self._sum
 
     def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self._bounds, value)] += 1
-        self.sum += value
+        """Count one value at once."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self._sum += value
+
+    def fold(self) -> None:
+        """Count what was noted."""
+        fresh = self.fresh
+        if not fresh:
+            return
+        with _folding:
+            values = fresh[:]
+            del fresh[: len(values)]
+            for value in values:
+                self.observe(value)
 
     def add_ticks(self, gaps: Counter[int]) -> None:
         """Count many values: how often each number of ticks (of 0.1 ms) came."""
         total = 0
         for gap, count in gaps.items():
-            self.counts[bisect_left(self._bounds, gap / TICKS_PER_SECOND)] += count
+            self._counts[bisect_left(self._bounds, gap / TICKS_PER_SECOND)] += count
             total += gap * count
-        self.sum += total / TICKS_PER_SECOND
+        self._sum += total / TICKS_PER_SECOND
 
 
 class Series(Collector, Generic[ChildT]):
