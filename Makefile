@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults test-faults sim sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults test-faults sim mutations sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -29,6 +29,9 @@ proof-faults: dev ## 200 of the simulation's plans against real processes, put o
 
 sim: dev ## a few hundred simulated clusters with faults, every promise checked; ARGS="--limit 60"
 	@$(HOLDFAST) sim --count 340 --at-least 300 --jobs 0 $(ARGS)
+
+mutations: dev ## plant one bug after the other and see that the simulation notices it, put on record; goes on later
+	@$(PY) -m tests.sim.mutations --record $(ARGS)
 
 sim-long: dev ## 22,000 of them on all cores, put on record; goes on where it was broken off; ARGS="--first 50000"
 	@$(PY) -m tests.proof.universes $(ARGS)

@@ -1,0 +1,8 @@
+"""All planted bugs."""
+
+from __future__ import annotations
+
+from tests.sim.mutations import fleet, streams, work
+from tests.sim.mutations.bugs import Bug
+
+BUGS: dict[str, Bug] = {bug.name: bug for bug in (*streams.BUGS, *work.BUGS, *fleet.BUGS)}
