@@ -46,7 +46,8 @@ class StreamFacts(msgspec.Struct, array_like=True, kw_only=True):
     cached_tokens: int
     tokens: int
     timeline: Timeline
-    considered: Sequence[Considered]
+    considered: Sequence[Any]
+    """Of `Considered`, a union of tuples, which a decoder does not tell apart."""
     offset: float
     """Seconds from the request's arrival to the birth of the stream."""
     ticks: tuple[int, int]
