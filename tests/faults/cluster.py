@@ -351,18 +351,18 @@ class Cluster:
                         current=one is not None and process is not None and one["pid"] == process.pid,
                         served=(frontend, name) in served,
                         state="" if one is None else str(one["state"]),
-                        cache=self.ledger.cache_difference(frontend, name, str(instance_of(name))),
+                        cache=self._cache(frontend, name),
                     )
                 )
         return views
 
+    def _cache(self, frontend: str, name: str) -> str:
+        """Return what a frontend gets wrong about a worker's KV cache; empty where nobody follows KV events."""
+        return self.ledger.cache_difference(frontend, name, instance_of(name)) if self.plan.kv_events else ""
+
     def caches_known(self) -> bool:
         """Whether every frontend knows what is in every KV cache, as far as they have told; asks them anew."""
-        known = not any(
-            self.ledger.cache_difference(frontend, name, str(instance_of(name)))
-            for frontend in self.frontends
-            for name in self.workers
-        )
+        known = not any(self._cache(frontend, name) for frontend in self.frontends for name in self.workers)
         for name in self.names:
             self.ledger.tell(name, look=1.0)
         return known

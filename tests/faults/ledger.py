@@ -150,11 +150,11 @@ class Ledger:
     def cache_difference(self, frontend: str, worker: str, instance: str) -> str:
         """Return what a frontend gets wrong about a worker's cache, by what both told last; empty: nothing.
 
-        The counterpart of `sim.caches.difference`. When either has told nothing yet, nothing is wrong.
+        The counterpart of `sim.caches.difference`.
         """
         known, truth = self._known.get(frontend), self._truths.get(worker)
         if known is None or truth is None:
-            return ""
+            return "nobody has told yet"
         if instance not in known:
             return "unknown"
         state, problem, epoch, ranks = known[instance]

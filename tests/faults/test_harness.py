@@ -12,6 +12,7 @@ from holdfast.sim.history import Failed, Fired, History, Violation
 from holdfast.sim.plan import Plan
 from tests.faults.campaign import _alike
 from tests.faults.clients import Body
+from tests.faults.ledger import Ledger
 from tests.faults.plans import drawn, sweep
 from tests.faults.rounds import Result
 from tests.faults.tally import SHOWN, Tally, covered
@@ -128,3 +129,23 @@ def test_on_record(tmp_path: Path) -> None:
     assert "a soak" not in part
     assert "a universe" not in part
     assert text.count("## Faults in real processes") == 1
+
+
+def test_what_a_frontend_gets_wrong_about_a_cache(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "socket")
+
+    def wrong() -> str:
+        return ledger.cache_difference("frontend-0", "worker-0", "a0")
+
+    assert wrong() == "nobody has told yet"
+    ledger._take("worker-0", 1, "truth", (7, [[1, 2, 3]]))
+    ledger._take("frontend-0", 1, "known", {})
+    assert wrong() == "unknown"
+    ledger._take("frontend-0", 1, "known", {"a0": ("stale", "a gap", 0, [])})
+    assert wrong() == "stale: a gap"
+    ledger._take("frontend-0", 1, "known", {"a0": ("exact", "", 6, [[1, 2, 3]])})
+    assert wrong() == "it speaks of another start of the worker"
+    ledger._take("frontend-0", 1, "known", {"a0": ("exact", "", 7, [[1, 2, 4, 5]])})
+    assert wrong() == "rank 0: 2 blocks are not there, 1 are missing"
+    ledger._take("frontend-0", 1, "known", {"a0": ("exact", "", 7, [[3, 2, 1]])})
+    assert wrong() == ""
