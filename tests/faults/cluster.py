@@ -386,6 +386,9 @@ class Cluster:
         try:
             address = self.url(name) if name in self.http_ports else self._status_address(name)
             text = (await http.get(f"{address}/metrics", _ASK_SECONDS)).body.decode()
+        except FileNotFoundError:
+            self.ledger.history.see("unprovoked absence of a record")
+            return {"no record in discovery": 1.0}
         except Exception as error:
             return {f"metrics could not be read: {error!r}": 1.0}
         for line in text.splitlines():
