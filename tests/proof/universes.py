@@ -22,7 +22,7 @@ from holdfast.sim.tally import Tally, lines, tally
 from tests.proof import record
 
 UNIVERSES = 22_000
-"""About one in fifteen is too quiet to count."""
+"""About one in twelve is too quiet to count."""
 
 
 def state_file(first: int, last: int) -> Path:
