@@ -93,9 +93,17 @@ def test_time_stamps_are_kept_to_and_limits_too(trace: Path) -> None:
 
 def test_router_modes_are_taken_from_the_policy_and_matter(trace: Path) -> None:
     modes = mode_names("all")
-    assert {"round-robin", "random", "power-of-two", "least-loaded"} <= set(modes)
+    assert {"round-robin", "random", "power-of-two", "least-loaded", "kv"} <= set(modes)
     balance = {mode: run_one(run(trace, with_mode(mode)))[0].balance.requests for mode in ("round-robin", "random")}
     assert balance["round-robin"] == 1.0 < balance["random"]
+
+
+def test_the_router_that_knows_caches_finds_more_in_them(trace: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    alone = Arrivals(concurrency=1)
+    found = {mode: run_one(run(trace, with_mode(mode), arrivals=alone))[0].hit_rate for mode in ("random", "kv")}
+    assert found["random"] < 0.35
+    assert found["kv"] > 0.4, "every prompt comes twice"
+    assert capfd.readouterr().err == "", "nothing is said when the world is dropped"
 
 
 def test_mistakes(trace: Path, tmp_path: Path) -> None:

@@ -122,8 +122,8 @@ def run_all(
 
 
 def mode_names(text: str) -> list[RouterMode]:
-    """Return the router modes in a list with commas; ``all``: every one. Raises InvalidRequest."""
-    known: tuple[RouterMode, ...] = get_args(RouterMode)
+    """Return the router modes in a list with commas; ``all``: all that choose by themselves. Raises InvalidRequest."""
+    known: tuple[RouterMode, ...] = tuple(mode for mode in get_args(RouterMode) if mode != "direct")
     if text == "all":
         return list(known)
     names = [name.strip() for name in text.split(",")]

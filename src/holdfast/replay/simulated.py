@@ -7,7 +7,8 @@ do not exist there, and settings about them have no effect. Must never decide ab
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+from collections.abc import Coroutine, Iterator
 from typing import Any, TypeVar
 
 import msgspec
@@ -127,20 +128,21 @@ def usable(cluster: SimCluster, frontend: str) -> list[str]:
     return [cluster.name_of(w.instance) for w in workers if w.eligible and not w.inhibited]
 
 
+@contextlib.contextmanager
+def new_world(seed: int) -> Iterator[World]:
+    """Make an empty world and drop it at the end, with production's log lines kept away."""
+    with logs(False), World(Tape(seed), max_callbacks=MAX_CALLBACKS) as world:
+        yield world
+
+
 def run_world(world: World, main: Coroutine[Any, Any, T], name: str) -> T:
-    """Run a coroutine of the harness to its end in this world, with production's log lines kept away.
+    """Run a coroutine of the harness to its end in this world.
 
     Raises:
         InternalError: the world came to rest before the coroutine was over.
     """
-    with logs(False):
-        task = world.spawn(main, name)
-        world.run(task.done, LIMIT_S)
-        if not task.done():
-            raise InternalError(f"The simulation came to rest at virtual second {world.now():.1f} with work left.")
-        return task.result()
-
-
-def new_world(seed: int) -> World:
-    """Return an empty world; close it."""
-    return World(Tape(seed), max_callbacks=MAX_CALLBACKS)
+    task = world.spawn(main, name)
+    world.run(task.done, LIMIT_S)
+    if not task.done():
+        raise InternalError(f"The simulation came to rest at virtual second {world.now():.1f} with work left.")
+    return task.result()
