@@ -117,9 +117,14 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 
     def head(self, common: bytes) -> bytes:
         """Return the response's head: what such answers have in common, and what is this one's own."""
-        worker = b"x-holdfast-worker: %b\r\n" % self._worker.encode() if self._worker else b""
         label = self.label.encode("latin-1", "replace")
-        return b"%bx-request-id: %b\r\nx-trace-id: %b\r\n%b" % (common, label, self.trace_id.encode(), worker)
+        return b"%bx-request-id: %b\r\nx-trace-id: %b\r\n%b" % (
+            common, label, self.trace_id.encode(), self.served_by(),
+        )  # fmt: skip
+
+    def served_by(self) -> bytes:
+        """Return the header that names the first worker; empty before that."""
+        return b"x-holdfast-worker: %b\r\n" % self._worker.encode() if self._worker else b""
 
     def counts(self) -> CompletionUsage:
         """Return the usage of the whole request: each prompt once, all choices."""
@@ -164,10 +169,14 @@ class Answer(abc.ABC, Generic[ChoiceT]):
 class StreamedAnswer(Answer[StreamedChoice]):
     """Server-sent events."""
 
+    _head = b""
+    """Of a response that begins before any worker has accepted."""
+
     def begin(self, request: Request) -> None:
         """Tie the choices to their streams; a comment may start the response early."""
         super().begin(request)
-        self.reply.hold(self.head(_EVENTS))
+        self._head = self.head(_EVENTS)
+        self.reply.hold(self._head)
 
     def accepted(self, worker: str) -> None:
         """The first accept lets the head and the first events go, with what else the present read brings."""
@@ -175,7 +184,7 @@ class StreamedAnswer(Answer[StreamedChoice]):
             return
         super().accepted(worker)
         if not self.reply.started:
-            self.reply.hold(self.head(_EVENTS))
+            self.reply.hold(self._head + self.served_by())
             self.reply.start()
         for choice in self.choices:
             choice.open()

@@ -9,6 +9,7 @@ beyond its constants.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Self
 
 import msgspec
@@ -176,10 +177,16 @@ class CompletionStreamEncoder(_StreamEncoder):
 
 def _head(kind: tuple[bytes, bytes], request_id: str, created: int, model: str, fingerprint: str) -> bytes:
     """Return the opening of an answer, up to and without ``choices``. ``kind``: prefix of the id, and the object."""
-    named = b',"system_fingerprint":%b' % _encode(fingerprint) if fingerprint else b""
-    return b'{"id":"%b%b","object":"%b","created":%d,"model":%b%b,' % (
-        kind[0], request_id.encode(), kind[1], created, _encode(model), named,
+    return b'{"id":"%b%b","object":"%b","created":%d,%b,' % (
+        kind[0], request_id.encode(), kind[1], created, _named(model, fingerprint),
     )  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _named(model: str, fingerprint: str) -> bytes:
+    """Return the fields that say what answers; a process has few models, under few names."""
+    named = b',"system_fingerprint":%b' % _encode(fingerprint) if fingerprint else b""
+    return b'"model":%b%b' % (_encode(model), named)
 
 
 def _extensions(continuity: Continuity, nvext: Mapping[str, Any] | None) -> bytes:
