@@ -102,7 +102,7 @@ async def test_the_choice_is_explained() -> None:
     (rank, overlap, prefill, decode, cost) = shown[0][3]  # type: ignore[misc]
     assert shown[0][0] == fleet.attempts[-1].worker.instance
     assert (rank, overlap, decode) == (0, 6, 11)
-    assert cost == pytest.approx(prefill + decode)
+    assert cost == pytest.approx(prefill + decode / 16)
 
 
 async def test_the_rank_is_chosen_and_told() -> None:

@@ -25,7 +25,7 @@ def cost(
     **weights: float,
 ) -> float:
     one = Candidate("w", 0, tiers, tiers, tokens, blocks, requests, preference)
-    return weigh(one, length, 16, Weights(**weights), least).cost
+    return weigh(one, length, 16, Weights(**{"decode_load_scale": 1.0, **weights}), least).cost
 
 
 def test_the_example_of_the_documents() -> None:

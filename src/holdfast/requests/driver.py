@@ -125,7 +125,7 @@ class Driver:
         attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
         candidates = self._services.policy.considered
         if placed.decision is None:
-            shown = tuple([(w.instance, w.in_flight, w.queued) for w in candidates[:CONSIDERED_SHOWN]])
+            shown = tuple([(w.instance, w.in_flight, w.queued, None) for w in candidates[:CONSIDERED_SHOWN]])
             self.considered.append((len(candidates), shown))
         else:
             self.considered.append((len(placed.decision.terms), _weighed(placed.decision, candidates)))
@@ -258,7 +258,7 @@ class Driver:
             self.join = "exact" if same and kept else "declared"
 
 
-def _weighed(decision: Decision, workers: Sequence[Candidate]) -> tuple[tuple[str, int, int, Weighed], ...]:
+def _weighed(decision: Decision, workers: Sequence[Candidate]) -> tuple[tuple[str, int, int, Weighed | None], ...]:
     """Return how the cheapest ranks were weighed."""
     of = {worker.instance: worker for worker in workers}
     best = sorted(decision.terms, key=lambda one: (one.instance != decision.instance, one.cost))[:CONSIDERED_SHOWN]

@@ -5,10 +5,10 @@ The two forms of the reference (runtime notes, 3.5) are one here::
     prefill = max((tokens in hand + prompt) / block - credits, 0)
     credits = c * device + host_weight * host + disk_weight * disk
     c       = credit / (1 + decay * excess / prompt blocks)
-    cost    = overlap_score_weight * prefill_scale * prefill + decode blocks + request_weight * requests
+    cost    = overlap_score_weight * prefill_scale * prefill + decode_scale * (blocks in use + request_weight * requests)
 
-With everything but `overlap_score_weight` at its default this is the older one. ``excess``: prefill blocks in hand
-above the least loaded candidate. Wanted taints multiply the cost by ``exp(-tanh(sum of their weights))``.
+With decode_scale 1 and everything but `overlap_score_weight` at its default this is the older one. ``excess``: prefill
+blocks in hand above the least loaded candidate. Ours is the decode_scale (`DECODE_LOAD_SCALE`). Wanted taints multiply the cost by ``exp(-tanh(sum of their weights))``.
 
 Must never know a worker.
 """
@@ -22,6 +22,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 
+DECODE_LOAD_SCALE = 1 / 16
+"""What a block in use counts beside one to be computed. The reference counts them alike, which sends conversations away
+from their caches whenever workers differ by a few running requests. But a request brings its blocks wherever it goes,
+and what is in use there already costs it little: on a chat trace the smaller weight gives more hits, shorter waits and
+more throughput at every load (docs/performance.md)."""
+
+
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of the cost, under the reference's names."""
 
@@ -32,6 +39,7 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     overlap_score_credit_decay: float = 0.0
     """How much faster credit fades on workers that have more prefill in hand than the least loaded one."""
     prefill_load_scale: float = 1.0
+    decode_load_scale: float = DECODE_LOAD_SCALE
     decode_active_request_weight: float = 0.0
     """Blocks that each request in hand costs on top."""
     host_cache_hit_weight: float = 0.75
@@ -99,8 +107,8 @@ def weigh(one: Candidate, length: int, block_size: int, weights: Weights, least_
     device, host, disk = one.credited
     found = credit * device + weights.host_cache_hit_weight * host + weights.disk_cache_hit_weight * disk
     prefill = max((one.tokens + length) / block_size - found, 0.0)
-    cost = weights.overlap_score_weight * weights.prefill_load_scale * prefill + one.blocks
-    cost += weights.decode_active_request_weight * one.requests
+    cost = weights.overlap_score_weight * weights.prefill_load_scale * prefill
+    cost += weights.decode_load_scale * (one.blocks + weights.decode_active_request_weight * one.requests)
     if one.preference:
         cost *= math.exp(-math.tanh(one.preference))
     return Terms(one.instance, one.rank, *one.tiers, prefill, one.blocks, one.requests, cost, device + host + disk)

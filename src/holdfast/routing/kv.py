@@ -253,7 +253,7 @@ def _counting(weights: Weights, found: Sequence[Candidate], prompt: Prompt) -> W
         return weights
     mean = sum(one.blocks - prompt.blocks for one in found) / requests
     weight = max(weights.decode_active_request_weight, mean)
-    return msgspec.structs.replace(weights, decode_active_request_weight=weight)
+    return msgspec.structs.replace(weights, decode_load_scale=1.0, decode_active_request_weight=weight)
 
 
 def _without(tiers: tuple[int, int, int], blocks: int) -> tuple[int, int, int]:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from holdfast.base.settings import setting
-from holdfast.routing.cost import Weights
+from holdfast.routing.cost import DECODE_LOAD_SCALE, Weights
 
 QueuePolicy = Literal["fcfs", "wspt"]
 
@@ -52,6 +52,15 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 1.0
+    decode_load_scale: Annotated[
+        float,
+        setting(
+            "DYN_ROUTER_DECODE_LOAD_SCALE",
+            "What a block in use counts beside one to be computed; 1: as in the reference.",
+            flag="router-decode-load-scale",
+            ge=0,
+        ),
+    ] = DECODE_LOAD_SCALE
     decode_active_request_weight: Annotated[
         float,
         setting(

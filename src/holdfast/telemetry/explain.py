@@ -28,9 +28,9 @@ BEFORE = 5.0
 
 Weighed = tuple[int, int, float, int, float]
 """Rank, blocks of the prompt that it holds, blocks to compute, blocks in use, cost."""
-Considered = tuple[int, tuple[tuple[str, int, int] | tuple[str, int, int, Weighed], ...]]
+Considered = tuple[int, tuple[tuple[str, int, int, Weighed | None], ...]]
 """How many workers could have got an attempt, and of some of them (instance, streams of ours, queued there); where
-caches were asked also how each of their ranks was weighed, the best first."""
+caches were asked also how each of their ranks was weighed, the chosen worker first."""
 Timeline = Sequence[tuple[float, str, str]]
 
 
@@ -256,10 +256,10 @@ def _attempts(stream: StreamFacts) -> Iterator[dict[str, Any]]:
 
 
 def _considered(one: Sequence[Any], chosen: str) -> dict[str, Any]:
-    name, ours, queued, *weighed = one
+    name, ours, queued, weighed = one
     entry = {"worker": name, "in_flight": ours, "queued": queued, "score": ours + queued, "chosen": name == chosen}
-    if weighed:
-        rank, overlap, prefill, decode, cost = weighed[0]
+    if weighed is not None:
+        rank, overlap, prefill, decode, cost = weighed
         entry |= {"rank": rank, "overlap_blocks": overlap, "prefill_blocks": round(prefill, 2)}
         entry |= {"decode_blocks": decode, "score": round(cost, 2)}
     return entry
