@@ -131,7 +131,7 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         limit=3 if tight else 0,
         queue=tape.plan.pick((0, 4, 12), "queue") if tight else 0,
         queue_timeout=tape.plan.pick((3.0, 0.3), "queue timeout") if tight else 3.0,
-        blocks=24 if tight else BLOCKS if profile == "bulk" else 40 if profile == "caches" else 256,
+        blocks=24 if tight else BLOCKS if profile == "bulk" else 24 if profile == "caches" else 256,
         narrow=profile == "bulk" and tape.plan.chance(0.6, "narrow"),
         decode_threshold=0.25 if tight and tape.plan.chance(0.4, "block threshold") else None,
         prefill_threshold=50 if tight and tape.plan.chance(0.4, "prefill threshold") else None,
