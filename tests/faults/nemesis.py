@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, cast
 
 from holdfast.base.errors import HoldfastError
@@ -98,7 +99,7 @@ class Nemesis:
         self._ledger.history.see(f"prompt {what}")
         self._ledger.fired(now, now + seconds, what, name, self._live(name))
         if what == "freeze":
-            task = asyncio.ensure_future(self._hold(process, seconds))
+            task = asyncio.ensure_future(self._thaw(process, seconds))
             self._prompts.add(task)
         else:
             self._cluster.gone(process)
@@ -156,6 +157,17 @@ class Nemesis:
             process.stopped -= 1
             if process.stopped:
                 send(process.pid, signal.SIGSTOP)
+
+    async def _thaw(self, process: Process, seconds: float) -> None:
+        """Wake a process some time after it has stopped itself; it may take its time to do so, but only once."""
+        process.stopped += 1
+        try:
+            await until_stopped(process.pid, within(2.0))
+            await asyncio.sleep(seconds)
+        finally:
+            process.stopped -= 1
+            if not process.stopped:
+                send(process.pid, signal.SIGCONT)
 
     async def _freeze(self, fault: f.Freeze) -> Any:
         process = self._cluster.processes.get(fault.target)
@@ -315,6 +327,14 @@ class Nemesis:
         finally:
             cluster.rolling = False
             history.rollouts.append((began, loop.time()))
+
+
+async def until_stopped(pid: int, bound: float) -> None:
+    """Wait until a process is stopped, or gone, for so many seconds at most."""
+    with contextlib.suppress(TimeoutError, OSError):
+        async with asyncio.timeout(bound):
+            while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":  # noqa: ASYNC110, ASYNC240
+                await asyncio.sleep(0.01)
 
 
 class _Slot:
