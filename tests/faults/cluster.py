@@ -78,6 +78,8 @@ class Cluster:
         self.proxies: dict[str, Proxy] = {}
         self.views: dict[str, View] = {}
         self._published: dict[str, str] = {}
+        self._caches: dict[tuple[str, str], str] = {}
+        """What each frontend got wrong about each worker's KV cache when both told last."""
         self._incarnations: dict[str, int] = {}
         self._back_after: dict[str, float] = {}
         self._stopping = False
@@ -351,21 +353,23 @@ class Cluster:
                         current=one is not None and process is not None and one["pid"] == process.pid,
                         served=(frontend, name) in served,
                         state="" if one is None else str(one["state"]),
-                        cache=self._cache(frontend, name),
+                        cache=self._caches.get((frontend, name), "") if self.plan.kv_events else "",
                     )
                 )
         return views
 
-    def _cache(self, frontend: str, name: str) -> str:
-        """Return what a frontend gets wrong about a worker's KV cache; empty where nobody follows KV events."""
-        return self.ledger.cache_difference(frontend, name, instance_of(name)) if self.plan.kv_events else ""
-
     def caches_known(self) -> bool:
-        """Whether every frontend knows what is in every KV cache, as far as they have told; asks them anew."""
-        known = not any(self._cache(frontend, name) for frontend in self.frontends for name in self.workers)
+        """Whether every frontend knew what was in every KV cache when they last told; asks them anew."""
+        ledger = self.ledger
+        self._caches = {
+            (frontend, name): ledger.cache_difference(frontend, name, instance_of(name))
+            for frontend in self.frontends
+            for name in self.workers
+        }
+        ledger.forget_caches()
         for name in self.names:
-            self.ledger.tell(name, look=1.0)
-        return known
+            ledger.tell(name, look=1.0)
+        return not any(self._caches.values())
 
     async def residues(self) -> list[Residue]:
         """Return what every process holds, by its metrics, and a frontend's own list of leases and requests."""

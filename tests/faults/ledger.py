@@ -147,6 +147,11 @@ class Ledger:
             elif not life.draining:
                 life.draining = what
 
+    def forget_caches(self) -> None:
+        """Forget what was told of caches: it may be old."""
+        self._truths.clear()
+        self._known.clear()
+
     def cache_difference(self, frontend: str, worker: str, instance: str) -> str:
         """Return what a frontend gets wrong about a worker's cache, by what both told last; empty: nothing.
 

@@ -126,6 +126,7 @@ class Round:
             history.converged = loop.time()
         await until(self._at_rest, within(REST))
         if self.plan.kv_events:
+            self.cluster.ledger.forget_caches()
             await until(self._caches_known, CACHE_BOUND + within(1.0))
         history.residues = await self.cluster.residues()
         history.views = await self.cluster.seen(self._served())
