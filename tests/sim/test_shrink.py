@@ -51,13 +51,14 @@ def test_a_file_that_is_no_script_is_refused(tmp_path: Path) -> None:
 def shrunk(shape: Shape) -> Run:
     for seed in range(SEEDS):
         if run_universe(seed, shape).violations:
-            shrinker = Shrinker(script_of(seed, shape), seconds=60.0)
+            shrinker = Shrinker(script_of(seed, shape), seconds=400.0)  # a few seconds on a machine of its own
             run = shrinker.shrink()
             assert shrinker.wanted in run.signatures
             return run
     raise AssertionError("the planted mistake was not found")
 
 
+@pytest.mark.timeout(500)
 def test_a_verdict_that_never_ends_becomes_one_freeze(monkeypatch: pytest.MonkeyPatch) -> None:
     suspects_never_return(monkeypatch)
     run = shrunk(FREEZES)
@@ -69,6 +70,7 @@ def test_a_verdict_that_never_ends_becomes_one_freeze(monkeypatch: pytest.Monkey
     assert "VIOLATION P13" in story
 
 
+@pytest.mark.timeout(500)
 def test_a_lost_seed_becomes_one_stream_that_moves(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     seed_lost_on_migration(monkeypatch)
     run = shrunk(CRASHES)
