@@ -499,3 +499,31 @@ def test_whatever_does_not_follow_ends_the_subscription(messages, reason):
 def test_messages_are_read_as_they_are_written():
     for message in (Opening((1 << 64) - 1, 3, True, 5), delta(1, 2, 3), Beat(1, ((0, 1, 2, 3),)), Complete(3)):
         assert DECODER.decode(msgspec.msgpack.encode(message)) == message
+
+
+def test_a_worker_without_a_prefix_cache_holds_nothing():
+    knowledge = PrefixKnowledge()
+    member = Member(1, endpoints=())
+    member.record = msgspec.structs.replace(member.record, cards=(msgspec.structs.replace(card(), prefix_cache=False),))
+    assert knowledge.attach(member) is None
+    knowledge.decided("w1", 0, PROMPT, 0.0)
+    assert knowledge.state_of("w1") == "none"
+    assert len(knowledge.lookup(PROMPT, SIZE, 0.0)) == 0
+
+
+@virtual
+async def test_decisions_for_a_worker_that_tells_nothing_end_with_its_process():
+    async with KvWorld() as world:
+        old = Member(1, endpoints=(), instance="old")
+        front = world.front
+        await front.until_right()
+        front.pool.members.append(old)
+        front.pool.tell("added", old)
+        now = asyncio.get_running_loop().time()
+        front.knowledge.decided("old", 0, PROMPT, now)
+        front.pool.tell("changed", old)
+        assert front.knowledge.lookup(PROMPT, SIZE, now).of("old") == (8, 0, 0)
+        old.epoch = 2
+        front.pool.tell("state", old)
+        assert len(front.knowledge.lookup(PROMPT, SIZE, now)) == 0
+        assert front.state == "exact"

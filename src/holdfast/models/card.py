@@ -63,6 +63,8 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     aliases: tuple[str, ...] = ()
     taints: tuple[str, ...] = ()
     """What requests may ask of a worker, as ``key=value``: topology (``dynamo.topology/zone=a``), hardware …"""
+    prefix_cache: bool = True
+    """Equal beginnings of prompts are computed once."""
 
 
 class PromptFiles(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -288,7 +288,7 @@ class PrefixKnowledge:
     # ---- who is there ----
 
     def attach(self, worker: Member) -> WorkerKnowledge | None:
-        """Begin to know a worker, or go on; None for one without blocks. One whose block size changed begins anew."""
+        """Begin to know a worker, or go on; None for one that reuses nothing. A new block size begins anew."""
         card = _speaking(worker.record.cards)
         if card is None:
             self.detach(worker)
@@ -374,4 +374,4 @@ class PrefixKnowledge:
 
 def _speaking(cards: tuple[ModelCard, ...]) -> ModelCard | None:
     """Return the card that speaks for the worker's cache: a worker has one, whatever the number of its models."""
-    return next((card for card in cards if card.block_size > 0), None)
+    return next((card for card in cards if card.block_size > 0 and card.prefix_cache), None)

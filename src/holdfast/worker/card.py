@@ -18,13 +18,16 @@ class Published(msgspec.Struct, frozen=True):
     files: dict[str, bytes]
 
 
-def publish(info: EngineInfo, *, name: str = "", aliases: tuple[str, ...] = ()) -> Published:
+def publish(
+    info: EngineInfo, *, name: str = "", aliases: tuple[str, ...] = (), taints: tuple[str, ...] = ()
+) -> Published:
     """Return the card of the engine's model and the files behind it.
 
     Args:
         info: as the started engine gave it.
         name: served name; empty: the engine's own.
         aliases: further names.
+        taints: what requests may ask of this worker, as ``key=value``.
     """
     files = info.files
     scalars = {k: v for k, v in files.generation_config.items() if isinstance(v, bool | int | float | str)}
@@ -54,5 +57,7 @@ def publish(info: EngineInfo, *, name: str = "", aliases: tuple[str, ...] = ()) 
         logit_bias=can.logit_bias,
         penalties=can.penalties,
         aliases=aliases,
+        taints=taints,
+        prefix_cache=can.prefix_cache,
     )
     return Published(card, {tokenizer.sha256: files.tokenizer_json, prompt.sha256: prompt_files})

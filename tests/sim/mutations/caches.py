@@ -36,8 +36,16 @@ BUGS = (
         origin="LDR#2853: the index keeps a restarted engine's blocks",
         edits=(
             _NO_COUNTS,
-            Edit("routing.knowledge", "        self.space.forget(self.instance)\n        self.epoch", "        self.epoch"),
-            Edit("routing.knowledge_feed", "            known.clear()\n            self._snapshot", "            self._snapshot"),
+            Edit(
+                "routing.knowledge",
+                "        self.space.forget(self.instance)\n        self.epoch",
+                "        self.epoch",
+            ),
+            Edit(
+                "routing.knowledge_feed",
+                "            known.clear()\n            self._snapshot",
+                "            self._snapshot",
+            ),
         ),
         caught_by=("P13",),
         shape=Shape(profile="caches", only=("crash", "terminate"), faults=5),
@@ -56,7 +64,9 @@ BUGS = (
         origin="llm-d-kv-cache#372: a router that restarts drops children without parents for ever",
         edits=(
             _NO_COUNTS,
-            Edit("worker.kv_publish", "        contents = source.contents()", "        contents = source.contents()[:0]"),
+            Edit(
+                "worker.kv_publish", "        contents = source.contents()", "        contents = source.contents()[:0]"
+            ),
         ),
         caught_by=("P13",),
         shape=Shape(profile="caches", only=("crash", "reset"), faults=5),
@@ -74,7 +84,11 @@ BUGS = (
         what="an engine that drops its whole cache and says so is believed to hold it still",
         origin="llm-d-kv-cache#537: AllBlocksCleared is not handled",
         edits=(
-            Edit("worker.kv_log", "        self._names.pop(rank, None)\n        self._index.clear(rank)\n", '        if rank >= 0:\n            return "ok"\n        self._index.clear(rank)\n'),
+            Edit(
+                "worker.kv_log",
+                "        self._names.pop(rank, None)\n        self._index.clear(rank)\n",
+                '        if rank >= 0:\n            return "ok"\n        self._index.clear(rank)\n',
+            ),
         ),
         caught_by=("P13",),
         shape=LOSSES,
