@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from holdfast.base.errors import HoldfastError
 from holdfast.base.ids import RequestId
@@ -64,21 +64,13 @@ class Stories:
         self.ring.changed(WorkerChange(self.clock(), worker.instance, state, code, message))
 
 
-class _Request(NamedTuple):
-    """What the HTTP request line said."""
-
-    method: str
-    uri: str
-    version: str
-
-
 class Story:
     """Of one request, from its arrival to its end."""
 
     __slots__ = (
+        "_line",
         "_metrics",
         "_preparing",
-        "_request",
         "_stories",
         "arrived",
         "context",
@@ -94,7 +86,8 @@ class Story:
     def __init__(self, stories: Stories, surface: str, scope: Any, request_id: RequestId):
         self._stories = stories
         self._metrics = stories.metrics
-        self._request = _Request(scope["method"], scope["path"], scope.get("http_version", ""))
+        self._line = {"method": scope["method"], "uri": scope["path"], "version": scope.get("http_version", "")}
+        """What the HTTP request line said."""
         self._preparing = True
         self.surface = surface
         self.id = request_id
@@ -117,7 +110,7 @@ class Story:
             headers.traceparent,
             headers.tracestate,
             sampled=self._stories.spans.sampled(self.id),
-            facts=self._request._asdict(),
+            facts=self._line,
         )
         context.enter(self.context)
         context.opened()

@@ -11,7 +11,7 @@ Must never forget a label set that somebody holds a child of.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -100,9 +100,13 @@ class Buckets:
         with _folding:
             values = fresh[:]
             del fresh[: len(values)]
-            counts, bounds = self._counts, self._bounds
-            for value in values:
-                counts[bisect_left(bounds, value)] += 1
+            values.sort()  # then there are as many searches as bounds, not as values
+            counts, below = self._counts, 0
+            for bucket, bound in enumerate(self._bounds):
+                reached = bisect_right(values, bound, below)
+                counts[bucket] += reached - below
+                below = reached
+            counts[-1] += len(values) - below
             self._sum += sum(values)
 
     def add_ticks(self, gaps: Counter[int]) -> None:
