@@ -46,7 +46,7 @@ def _option(name: str, kind: Any, default: Any, text: str) -> Any:
     _option("profile", str, "", f"Speed and size of the engines (--mock-profile); {_PROFILE} when nothing is said."),
     _option("rate", float | None, None, "Requests a second, at random (Poisson); 20 when no load is named."),
     _option("concurrency", int | None, None, "Requests under way; alone, each comes when another one is over."),
-    _option("duration", str, "60s", "For how long requests come."),
+    _option("duration", str, "60s", "For how long requests come; not for traces, which have --limit."),
     _option("input_length", str, "1024", "Tokens of the prompts: 1024, or 512-2048 for all in between."),
     _option("output_length", str, "200", "Tokens of the answers, likewise."),
     _option("trace", Path | None, None, "Take the requests of this trace instead (see holdfast replay)."),
