@@ -23,6 +23,7 @@ from holdfast.frontend.server import Server, listen, make_server
 from holdfast.models.store import ArtifactStore
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.service import Services
+from holdfast.routing.knowledge import PrefixKnowledge
 from holdfast.runtime.discovery.mem import MemDiscovery, MemHub
 from holdfast.runtime.pool import WorkerPool
 from holdfast.runtime.shutdown import ShutdownBudget
@@ -129,9 +130,19 @@ async def stack(workers: int = 1, mock: MockConfig | None = None, **config: Any)
             discovery, TcpTransport(), caller="test", rng=built.rng, namespace="dynamo", on_read_done=flusher.flush
         )
         metrics = FrontendMetrics(built.config.metrics)
-        services = Services(built.config.requests, pool, flusher, metrics, rng=built.rng, mode=built.config.router_mode)
+        knowledge = PrefixKnowledge(built.config.knowledge)
+        pool.subscribe(lambda kind, worker: knowledge.attach(worker) if kind == "added" else None)
+        services = Services(
+            built.config.requests,
+            pool,
+            flusher,
+            metrics,
+            rng=built.rng,
+            mode=built.config.router_mode,
+            knowledge=knowledge,
+        )
         registry = ModelRegistry(pool, ArtifactStore())
-        frontend = built.frontend = Frontend(built.config, services, pool, registry, metrics)
+        frontend = built.frontend = Frontend(built.config, services, pool, registry, metrics, knowledge=knowledge)
         server = built.server = make_server(frontend, built.config)
         await pool.start()
         loading = tasks.create_task(registry.run())

@@ -220,14 +220,15 @@ class WholeAnswer(Answer[WholeChoice]):
 
     def _complete(self) -> None:
         finished = [choice.finished() for choice in self.choices]
+        told = self.choices[0].extension()
         fingerprint = self.prepared.served.card.fingerprint
         args = (self.request_id, self.created, self.prepared.model)
         if self.prepared.surface == "chat_completions":
             chat = [c for c in finished if isinstance(c, ChatChoice)]
-            body = chat_completion(*args, chat, self.counts(), fingerprint=fingerprint)
+            body = chat_completion(*args, chat, self.counts(), fingerprint=fingerprint, nvext=told)
         else:
             text = [c for c in finished if isinstance(c, TextChoice)]
-            body = completion(*args, text, self.counts(), fingerprint=fingerprint)
+            body = completion(*args, text, self.counts(), fingerprint=fingerprint, nvext=told)
         self.reply.hold(self.head(_JSON), len(body))
         self.reply.write(body)
 

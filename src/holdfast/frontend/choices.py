@@ -86,6 +86,22 @@ class Choice(abc.ABC):
     def close(self, ending: Ending) -> None:
         """The stream has ended well: bring out what is still held back."""
 
+    def extension(self) -> dict[str, Any] | None:
+        """Return what the client has asked to be told in ``nvext`` (``extra_fields``); None: nothing.
+
+        A worker does prefill and decode here, so both names are its.
+        """
+        stream = self.stream
+        if stream is None or "worker_id" not in self.answer.prepared.spec.extra_fields:
+            return None
+        driver = stream.driver
+        rank = max(0, driver.rank)
+        told: dict[str, Any] = {f"{part}_worker_id": stream.worker for part in ("prefill", "decode")}
+        told |= {f"{part}_dp_rank": rank for part in ("prefill", "decode")}
+        if driver.overlap is not None:
+            told["overlap_blocks"] = driver.overlap
+        return {"worker_id": told}
+
     def finish_reason(self, ending: Ending) -> FinishReason:
         """Return the reason in OpenAI's words."""
         reason = self.assembler.finish_reason("length" if ending.finish == "length" else "stop")
@@ -175,7 +191,7 @@ class StreamedChoice(Choice):
         """Bring out held text and tool calls, then the last event."""
         for delta in self.assembler.finish():
             self._event(delta)
-        self._write(self.encoder.finish(self.finish_reason(ending), continuity(ending)))
+        self._write(self.encoder.finish(self.finish_reason(ending), continuity(ending), self.extension()))
 
     def _event(self, delta: Delta) -> None:
         encoder = self.encoder

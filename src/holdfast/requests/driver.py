@@ -17,6 +17,7 @@ from holdfast.requests.chain import Chain
 from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
 from holdfast.requests.need import Need, Placed
 from holdfast.requests.plan import Join, Move
+from holdfast.routing.claims import ANY_RANK
 from holdfast.routing.kv import Decision
 from holdfast.routing.policy import Candidate
 from holdfast.routing.queue import Rank
@@ -37,7 +38,7 @@ class Driver:
 
     __slots__ = (
         "_generation", "_interrupted", "_services", "_stalled_at", "_task", "considered", "history", "join",
-        "moves", "need",
+        "moves", "need", "overlap", "rank",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, services: Services):
@@ -54,6 +55,10 @@ class Driver:
             self.need.generated = generation.generated_bytes
         self.join: Join = "none"
         self.moves: list[Move] = []
+        self.rank = ANY_RANK
+        """Data-parallel rank of the latest attempt; `ANY_RANK`: the engine chose."""
+        self.overlap: int | None = None
+        """Blocks that the router found in the cache of its worker; None: it was not asked."""
         self.considered: list[Considered] = []
         """For each attempt, among how many workers it was placed and what the first of them had to do."""
 
@@ -124,6 +129,8 @@ class Driver:
             self.need.fingerprint = placed.worker.fingerprint_of(generation.plan.model)
         attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
         candidates = self._services.policy.considered
+        self.rank = placed.rank
+        self.overlap = placed.decision.overlap if placed.decision is not None else None
         if placed.decision is None:
             shown = tuple([(w.instance, w.in_flight, w.queued, None) for w in candidates[:CONSIDERED_SHOWN]])
             self.considered.append((len(candidates), shown))

@@ -5,10 +5,12 @@ The two forms of the reference (runtime notes, 3.5) are one here::
     prefill = max((tokens in hand + prompt) / block - credits, 0)
     credits = c * device + host_weight * host + disk_weight * disk
     c       = credit / (1 + decay * excess / prompt blocks)
-    cost    = overlap_score_weight * prefill_scale * prefill + decode_scale * (blocks in use + request_weight * requests)
+    load    = blocks in use + request_weight * requests
+    cost    = overlap_score_weight * prefill_scale * prefill + decode_scale * load
 
 With decode_scale 1 and everything but `overlap_score_weight` at its default this is the older one. ``excess``: prefill
-blocks in hand above the least loaded candidate. Ours is the decode_scale (`DECODE_LOAD_SCALE`). Wanted taints multiply the cost by ``exp(-tanh(sum of their weights))``.
+blocks in hand above the least loaded candidate.
+Ours is the decode_scale (`DECODE_LOAD_SCALE`). Wanted taints multiply the cost by ``exp(-tanh(sum of their weights))``.
 
 Must never know a worker.
 """
@@ -20,7 +22,6 @@ import random
 from collections.abc import Callable, Sequence
 
 import msgspec
-
 
 DECODE_LOAD_SCALE = 1 / 16
 """What a block in use counts beside one to be computed. The reference counts them alike, which sends conversations away
@@ -118,7 +119,8 @@ def pick(terms: Sequence[Terms], temperature: float, rng: random.Random, recent:
     """Return one of the candidates.
 
     Without temperature the least cost; among equals who has the most to reuse, as that is the least work in all; among
-    those who got the least work lately; then one by chance. With temperature t by chance, with odds ``exp(-cost / ((greatest - least cost) * t))``.
+    those who got the least work lately; then one by chance. With temperature t by chance, with odds
+    ``exp(-cost / ((greatest - least cost) * t))``.
 
     Args:
         terms: at least one.

@@ -29,6 +29,16 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...], setting("DYN_MODEL_ALIASES", "Further names of the model, separated by commas.")
     ] = ()
     """Further names under which clients may ask for the model."""
+    taints: Annotated[
+        tuple[str, ...],
+        setting(
+            "DYN_WORKER_TAINTS",
+            "What requests may ask of a worker (nvext.router.routing_constraints), as key=value, separated by commas: "
+            "dynamo.topology/zone=a, ….",
+            flag="worker-taints",
+        ),
+    ] = ()
+    """Topology, hardware: matched literally."""
     namespace: Annotated[str, setting("DYN_NAMESPACE", "Namespace that this worker belongs to.")] = "dynamo"
     """Frontends use the workers of their own namespace only."""
     component: Annotated[str, setting("DYN_COMPONENT", "Component name of this worker.")] = "backend"

@@ -233,7 +233,7 @@ class WorkerProcess:
     async def _listen(self, info: EngineInfo) -> InstanceRecord:
         """Open the port; returns the record by which callers will find this worker."""
         config = self.config
-        published = publish(info, name=config.served_model_name, aliases=config.model_aliases)
+        published = publish(info, name=config.served_model_name, aliases=config.model_aliases, taints=config.taints)
         self.host.models = frozenset({published.card.name, *config.model_aliases})
         endpoints: tuple[str, ...] = (GENERATE, ARTIFACT, CANARY_ENDPOINT)
         self.server.register(GENERATE, self.host.generate)
