@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
 import pytest
 
+from holdfast.base.lineage import COOKIE
+from holdfast.chaos.stopping import send
+from holdfast.local.sentinel import marked
 from holdfast.sim import faults as f
 from holdfast.sim.workload import Manner
 from tests.faults.bugs import BUGS
 from tests.faults.campaign import Job, drawn_jobs, rounds, sweep_jobs
 from tests.faults.cluster import Cluster
-from tests.faults.rounds import Round
+from tests.faults.rounds import Round, until
 from tests.faults.tally import Tally
 from tests.faults.test_calibration import AT, WORKER, plan_of
+from tests.patience import within
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -60,6 +65,25 @@ async def test_drawn_plans(tmp_path: Path, faults_count: int, faults_seconds: fl
     print(f"\n{tally.table()}")
     assert tally.broken == []
     assert tally.rounds
+
+
+async def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    """Whatever ends a run, in the middle of whatever: every process is gone, stopped ones too."""
+    cluster = Cluster(plan_of(f.Crash(at=AT, target=WORKER)), tmp_path, random.Random(1))
+    mark = f"{COOKIE}={cluster._cookie}".encode()
+
+    async def break_off() -> None:
+        async with cluster.running():
+            assert await until(cluster.in_use, within(20.0))
+            assert len(marked(mark)) >= len(cluster.names)
+            assert send(cluster.processes[WORKER].pid, signal.SIGSTOP)
+            cluster.terminate("worker-0")
+            raise LookupError("in the middle")
+
+    with pytest.raises(ExceptionGroup) as raised:
+        await break_off()
+    assert raised.group_contains(LookupError)
+    assert marked(mark) == []
 
 
 @pytest.mark.parametrize("bug", BUGS)
