@@ -91,6 +91,7 @@ def section(results: dict[str, Found], stamp: str, clean: int) -> str:
         "runs universes, from seed 0 on, until the oracle that has to notice it does (`tests/sim/mutations` has each",
         f'bug as a diff). "Often" is in how many of the first {SAMPLE} universes that was. Without a bug no oracle has',
         f"anything to say in universes 0 to {clean - 1}. A public issue is named where the bug was taken from one.",
+        "Where a kind of fault is named behind the number, universes were drawn that have only such faults.",
         "",
         f"{stamp}: {len(seen)} of {len(results)} bugs noticed"
         + (f"; not noticed: {', '.join(sorted(lost))}." if lost else "."),
@@ -112,5 +113,6 @@ def _row(bug: Bug, found: Found) -> str:
     what = f"{bug.what} ({bug.origin})" if bug.origin else bug.what
     others = f" ({', '.join(found.others)})" if found.others else ""
     by = f"{found.oracle}{others}" if found.oracle else "nobody"
-    needed = str(found.seed + 1) if found.seed >= 0 else "-"
+    shape = bug.shape.profile or ", ".join(bug.shape.only)
+    needed = f"{found.seed + 1}{f' of {shape}' if shape else ''}" if found.seed >= 0 else "-"
     return f"| {bug.name} | {what.replace('|', '/')} | {by} | {needed} | {found.often} of {SAMPLE} |"
