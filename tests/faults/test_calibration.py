@@ -33,6 +33,7 @@ from tests.patience import within
 pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
 
 STREAMS, TOKENS, LONG, AT = 12, 100, 300, 1.0
+TRIES = 3
 SHAPE = Shape(requests=0, more_requests=0, faults=0, more_faults=0, span=3.0, profile="mixed")
 WORKER, FRONTEND = "worker-1", "frontend-0"
 FAULTS: dict[str, AnyFault] = {
@@ -122,16 +123,31 @@ async def cluster(simulated: dict[str, Outcome], tmp_path_factory: pytest.TempPa
         yield made
 
 
+def divergence(sim: Figures, real: Figures) -> str:
+    """Return how reality differs from the simulation; empty: not enough to matter."""
+    if set(real.codes) != set(sim.codes):
+        return "attempts failed for other reasons"
+    if real.states != sim.states:
+        return "requests ended in another way"
+    if abs(real.moved - sim.moved) > 2:
+        return "another number of streams moved"
+    if abs(real.noticed - sim.noticed) > within(0.2):
+        return "it was noticed at another time"
+    return "clients saw another silence" if abs(real.gap - sim.gap) > within(0.3) else ""
+
+
 @pytest.mark.parametrize("name", FAULTS)
 async def test_the_same_in_both(cluster: Cluster, simulated: dict[str, Outcome], name: str) -> None:
+    """A divergence shows again and again; what shows once may be a machine that had other things to do."""
     outcome = simulated[name]
-    result = await Round(cluster, outcome.plan, seed=3).run()
-    sim, real = figures(outcome.history), figures(result.history)
-    print(f"\n{name:<18}simulated: {sim}\n{'':<18}real:      {real}")
     assert outcome.violations == []
-    assert result.violations == []
-    assert set(real.codes) == set(sim.codes)
-    assert real.states == sim.states
-    assert abs(real.moved - sim.moved) <= 2
-    assert abs(real.noticed - sim.noticed) <= within(0.2)
-    assert abs(real.gap - sim.gap) <= within(0.3)
+    sim, differs = figures(outcome.history), ""
+    for _ in range(TRIES):
+        result = await Round(cluster, outcome.plan, seed=3).run()
+        real = figures(result.history)
+        print(f"\n{name:<18}simulated: {sim}\n{'':<18}real:      {real}")
+        assert result.violations == []
+        differs = divergence(sim, real)
+        if not differs:
+            break
+    assert differs == ""
