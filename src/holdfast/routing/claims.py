@@ -86,10 +86,13 @@ class _Rank:
         return self.prefixes.blocks + self.private
 
     def take(self, claim: Claim) -> None:
-        before = self.blocks
-        claim.held = self.prefixes.add(claim.hashes)
+        new = claim.blocks
+        if claim.hashes:
+            before = self.prefixes.blocks
+            claim.held = self.prefixes.add(claim.hashes)
+            new += self.prefixes.blocks - before - len(claim.hashes)
         self.private += claim.blocks - len(claim.hashes)
-        self.fresh_blocks += self.blocks - before
+        self.fresh_blocks += new
         self.tokens += claim.tokens
         self.fresh_tokens += claim.tokens
         self.requests += 1
@@ -104,11 +107,13 @@ class _Rank:
 
     def drop(self, claim: Claim, grown: int, *, fresh: bool) -> None:
         """``grown``: blocks that it had at its end beyond those that were claimed."""
-        before = self.blocks
-        self.prefixes.remove(claim.held)
+        less = claim.blocks
+        if claim.hashes:
+            before = self.prefixes.blocks
+            self.prefixes.remove(claim.held)
+            less += before - self.prefixes.blocks - len(claim.hashes)
         self.private -= claim.blocks - len(claim.hashes)
         self.requests -= 1
-        less = before - self.blocks
         if fresh:  # blocks that an ended stream had brought and this one has kept are in the pong
             own = min(less, self.fresh_blocks)
             self.fresh_blocks -= own
