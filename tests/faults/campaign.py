@@ -130,7 +130,9 @@ def main() -> int:
     print(f"\n{tally.table()}")
     if tally.broken:
         print(f"logs and plans of broken promises: {keep}")
-    if not args.no_record:
+    if len(tally.rounds) < args.plans:
+        print(f"{len(tally.rounds)} of {args.plans} plans: not put on record; the same command goes on from here")
+    elif not args.no_record:
         record.append_faults(
             [
                 *(commit, record.machine(), f"{args.first} to {args.first + args.plans - 1}"),
