@@ -200,7 +200,7 @@ BUGS = (
             ),
         ),
         caught_by=("P12", "cause"),
-        within=200,
+        shape=Shape(only=("discovery-partial",), faults=5),
     ),
     Bug(
         name="old-epoch-on-a-new-link",
@@ -214,21 +214,6 @@ BUGS = (
             ),
         ),
         caught_by=("P13", "P9", "cause"),
-        shape=Shape(profile="blind", faults=5),
-    ),
-    Bug(
-        name="record-overrules-the-connection",
-        what="an old record of discovery changes the epoch of a worker whose new start is connected",
-        edits=(
-            change(
-                "runtime.member",
-                """
--        if record.epoch != self.record.epoch and self.link is None:
-+        if record.epoch != self.epoch:
-""",
-            ),
-        ),
-        caught_by=("P13", "P9", "kept"),
         shape=Shape(profile="blind", faults=5),
     ),
     Bug(

@@ -51,6 +51,20 @@ UNSEEN = (
         ),
     ),
     Unseen(
+        name="record-overrules-the-connection",
+        what="an old record of discovery changes the epoch of a worker whose new start is connected",
+        why="the worker is connected anew at once, and the next look at discovery puts it right",
+        edits=(
+            change(
+                "runtime.member",
+                """
+-        if record.epoch != self.record.epoch and self.link is None:
++        if record.epoch != self.epoch:
+""",
+            ),
+        ),
+    ),
+    Unseen(
         name="queue-serves-the-last-comer-first",
         what="the queue in front of full workers is served from its end",
         why="a history does not tell who waited in which order; `tests/routing/test_queue.py` judges that by a model",
