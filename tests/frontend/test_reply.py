@@ -156,6 +156,7 @@ async def test_leaving_while_the_request_is_prepared(monkeypatch: pytest.MonkeyP
             await gate.wait()
             return prepared
 
+        monkeypatch.setattr(one.frontend.generate._preparer, "at_once", lambda *_: None)
         monkeypatch.setattr(one.frontend.generate._preparer, "prepare", slow)
         async with one.client() as client:
             client.request("POST", CHAT, chat())
