@@ -342,7 +342,8 @@ BUGS = (
             ),
         ),
         caught_by=("noticed",),
-        shape=Shape(only=("engine-hang",)),
+        within=200,
+        shape=Shape(only=("engine-hang",), faults=1, more_faults=0),
     ),
     Bug(
         name="compiling-counts-as-hanging",
@@ -381,7 +382,8 @@ BUGS = (
             ),
         ),
         caught_by=("noticed", "P13"),
-        shape=Shape(only=("freeze",)),
+        within=200,
+        shape=Shape(only=("freeze",), faults=1, more_faults=0),
     ),
     Bug(
         name="dead-engine-is-kept-quiet",
