@@ -23,7 +23,7 @@ from holdfast.kv.choice import new_index
 from holdfast.kv.events import AllBlocksCleared, BlockRemoved, BlockStored, KvEvent
 from holdfast.kv.feed import MESSAGE_NUMBERS, PART_HASHES
 from holdfast.kv.hashes import block_hashes, local_hashes, sequence_hashes
-from holdfast.kv.index import CLEARED, REMOVED, STORED, TIERS
+from holdfast.kv.index import CLEARED, REMOVED, STORED
 from holdfast.kv.tiers import Tier, tier_of
 from holdfast.worker.kv_config import KEPT_HASHES
 
@@ -258,7 +258,8 @@ class KvLog:
 
     def counts(self) -> Counts:
         """Return distinct blocks by rank and tier."""
-        return tuple((rank, *self._index.counts(rank)[:TIERS]) for rank in sorted(self._ranks))
+        found = ((rank, self._index.counts(rank)) for rank in sorted(self._ranks))
+        return tuple((rank, one.device, one.host, one.disk) for rank, one in found)
 
     def digest(self, rank: int) -> tuple[int, int]:
         """Return how many blocks a rank holds on the device, and the XOR of their hashes."""
