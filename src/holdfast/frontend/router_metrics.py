@@ -26,7 +26,7 @@ class RouterMetrics:
         self._best = source.counter(f"{router}kv_best_eligible_cached_prefix_tokens_total")
         self._selected = source.counter(f"{router}kv_selected_cached_prefix_tokens_total")
         self._lesser = source.counter(f"{router}non_max_overlap_selections_total")
-        self._lost = source.counter(f"{router}overlap_blocks_lost")
+        self._lost = source.histogram(f"{router}overlap_blocks_lost")
         self._hashing = source.histogram(f"{overhead}block_hashing_ms").labels()
         self._lookup = source.histogram(f"{overhead}indexer_find_matches_ms").labels()
         self._weighing = source.histogram(f"{overhead}scheduling_ms").labels()
@@ -41,7 +41,7 @@ class RouterMetrics:
         self._selected.labels(label).inc(decision.overlap * decision.block_size)
         if decision.best > decision.overlap:
             self._lesser.labels(label).inc()
-            self._lost.labels(label).inc(decision.best - decision.overlap)
+        self._lost.labels(label).observe(decision.best - decision.overlap)
         self._hashing.observe(hashing_ns * _TO_MS)
         self._lookup.observe(decision.lookup_ns * _TO_MS)
         self._weighing.observe((decision.total_ns - decision.lookup_ns) * _TO_MS)

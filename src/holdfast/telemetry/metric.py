@@ -56,7 +56,7 @@ class Metric(msgspec.Struct, frozen=True):
         for word in ("seconds", "bytes", "tokens", "blocks", "percent", "ratio"):
             if stem.endswith(f"_{word}"):
                 return word
-        return ""
+        return "milliseconds" if stem.endswith("_ms") else ""
 
 
 class MetricSettings(msgspec.Struct, frozen=True, kw_only=True):

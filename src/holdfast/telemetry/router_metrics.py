@@ -6,6 +6,7 @@ from holdfast.telemetry.entries import COMPONENT, MODEL, counter, histogram
 
 _MS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0)
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+_BLOCKS = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1024.0, 4096.0)
 _OVERHEAD = "dynamo_router_overhead_"
 
 ROUTING = (
@@ -31,7 +32,12 @@ ROUTING = (
         MODEL,
         "Choices of a worker that held less than another one, because that one had more to do.",
     ),
-    counter(f"{COMPONENT}router_overlap_blocks_lost", MODEL, "Blocks given up by these choices."),
+    histogram(
+        f"{COMPONENT}router_overlap_blocks_lost",
+        MODEL,
+        "Blocks by which the chosen worker held less than the best one, per choice.",
+        _BLOCKS,
+    ),
     histogram(f"{_OVERHEAD}block_hashing_ms", (), "Hashing an attempt's blocks, both kinds of hashes.", _MS),
     histogram(f"{_OVERHEAD}indexer_find_matches_ms", (), "Asking the index who holds them.", _MS),
     histogram(f"{_OVERHEAD}scheduling_ms", (), "Weighing the workers.", _MS),
