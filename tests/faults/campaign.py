@@ -12,7 +12,7 @@ import asyncio
 import random
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from pathlib import Path
 
@@ -30,12 +30,15 @@ CHUNK = 24
 Job = tuple[int, Setting, Plan]
 
 
-async def rounds(jobs: Iterable[Job], keep: Path | None = None) -> AsyncIterator[Covered]:
+async def rounds(
+    jobs: Iterable[Job], keep: Path | None = None, enough: Callable[[], bool] = lambda: False
+) -> AsyncIterator[Covered]:
     """Run plans one after the other, those of equal settings on one cluster; yields what each covered.
 
     Args:
         jobs: seed, name of the settings, and plan.
         keep: where the log and plan of a broken promise are left.
+        enough: asked after each round whether that was the last one; take what comes to its end.
     """
     waiting = list(jobs)
     while waiting:
@@ -51,6 +54,8 @@ async def rounds(jobs: Iterable[Job], keep: Path | None = None) -> AsyncIterator
                     if result.violations and keep is not None:
                         _leave(keep, Path(root), seed, plan, [str(v) for v in result.violations])
                     yield covered(result, setting)
+                    if enough():
+                        return
 
 
 def _alike(plan: Plan, other: Plan) -> bool:
@@ -94,13 +99,15 @@ async def run(seeds: range, state: Path, keep: Path, seconds: float) -> Tally:
     if done:
         print(f"going on after {len(done)} rounds ({state})", flush=True)
     for begin in range(0, len(left), CHUNK):
-        async with aclosing(rounds(drawn_jobs(left[begin : begin + CHUNK]), keep)) as results:
+        if loop.time() >= end:
+            break
+        async with aclosing(
+            rounds(drawn_jobs(left[begin : begin + CHUNK]), keep, lambda: loop.time() >= end)
+        ) as results:
             async for one in results:
                 record.save(state, one)
                 tally.add(one)
                 _progress(tally, one, len(seeds))
-                if loop.time() >= end:
-                    return tally
     return tally
 
 

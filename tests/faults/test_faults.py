@@ -34,11 +34,9 @@ FIRST_SEED = 1
 async def _run(jobs: list[Job], tally: Tally, keep: Path, seconds: float = 1e9) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    async with aclosing(rounds(jobs, keep)) as results:
+    async with aclosing(rounds(jobs, keep, lambda: loop.time() >= end)) as results:
         async for one in results:
             tally.add(one)
-            if loop.time() >= end:
-                break
 
 
 async def test_every_kind_of_fault(tmp_path: Path) -> None:
