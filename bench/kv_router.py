@@ -1,7 +1,8 @@
 """What a choice by KV caches costs: ``python -m bench kv_router``.
 
 Workers hold prompts that share prefixes, each has some requests in hand; a request's cost is everything that
-``--router-mode kv`` adds to it: hashing, index, weighing, and the ledger's taking and giving back. CPU time of one core.
+``--router-mode kv`` adds to it: hashing, index, weighing, and the ledger's taking and giving back. CPU time of one
+core.
 """
 
 from __future__ import annotations

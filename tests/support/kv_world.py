@@ -152,7 +152,13 @@ class Member:
         self.state = "usable"
         self.draining = self.gone = False
         self.record = InstanceRecord(
-            namespace="n", component="c", endpoints=endpoints, instance=instance, epoch=epoch, address="x:1", cards=(card(),)
+            namespace="n",
+            component="c",
+            endpoints=endpoints,
+            instance=instance,
+            epoch=epoch,
+            address="x:1",
+            cards=(card(),),
         )
 
     async def open_bulk(self, *args: Any, **how: Any) -> Any:

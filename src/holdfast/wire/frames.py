@@ -211,7 +211,7 @@ class End(msgspec.Struct, tag=22, array_like=True, frozen=True):
     error: ErrorInfo | None = None
     cached_tokens: int = 0
     tokens: int = 0
-    """How many tokens the worker sent on this stream, so that a lost one shows even behind the last index; 0: not said."""
+    """How many the worker sent on this stream, so that a lost one shows even behind the last index; 0: not said."""
 
 
 class Draining(msgspec.Struct, tag=23, array_like=True, frozen=True):
