@@ -77,7 +77,7 @@ def page() -> str:
 
 def written(text: str) -> str:
     """Return a track record with the present list."""
-    part = re.compile(rf"^{HEADING}\n.*?(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+    part = re.compile(rf"^{HEADING}\n.*?(?=^## |^<!-- |\Z)", re.MULTILINE | re.DOTALL)
     if not part.search(text):
         return f"{text.rstrip()}\n\n{page()}"
     return part.sub(lambda found: page() + ("\n" if text[found.end() :] else ""), text)

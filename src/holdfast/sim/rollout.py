@@ -92,7 +92,7 @@ async def roll(cluster: SimCluster, role: Role) -> None:
         for frontend in cluster.frontends:
             if frontend.in_service:
                 workers = frontend.assembled.pool.all_workers()
-                usable = sum(1 for worker in workers if worker.eligible)
+                usable = sum(1 for worker in workers if worker.eligible or worker.standing == "stalled")
                 history.routable.append(Routable(loop.time(), frontend.name, frontend.life.ready, usable))
         await asyncio.sleep(_LOOK)
     try:

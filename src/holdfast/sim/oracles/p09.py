@@ -6,7 +6,8 @@ workers but one. Only where nothing else goes wrong between `BEFORE` seconds bef
 that crashes meanwhile is not the rollout's doing, and the rollout then waits for it before its next step.
 
 "Would send work" leaves inhibition aside: a worker that failed a request is avoided for a second, and used when there
-is nobody else.
+is nobody else. A worker that says itself that it is stalled, because an engine's error struck its canaries, counts as
+there: that is no rollout's doing either (seed 1234 at 9688b10).
 """
 
 from __future__ import annotations
