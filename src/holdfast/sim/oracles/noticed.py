@@ -97,7 +97,8 @@ def _orphans(facts: Facts) -> Iterator[Violation]:
             for other in facts.history.failures
             if (other.label, other.choice) == (failure.label, failure.choice) and other.attempt > failure.attempt
         ]
-        later = [at for at in found[failure.label, failure.choice] if at >= failure.at]
+        ends = [life.ended for life in facts.history.lives if life.name == failure.frontend]  # nobody is left to wait
+        later = [at for at in [*found[failure.label, failure.choice], *ends] if at >= failure.at]
         until = min(later + again, default=facts.history.finished)
         if until - failure.at > WAIT * facts.stretch and (since := _served(facts, failure, until)):
             where = {"call": failure.label, "frontend": failure.frontend, "lost": failure.at, "there": since}
