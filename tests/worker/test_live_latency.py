@@ -80,11 +80,21 @@ async def worker(tmp_path: Path, *flags: str) -> AsyncIterator[int]:
 
 async def test_under_full_load(tmp_path: Path) -> None:
     """Engine steps without delay: the event loop never rests."""
-    async with worker(tmp_path, "--engine", "mock", "--mock-step-ms", "0") as port:
+    async with worker(
+        tmp_path,
+        "--engine",
+        "mock",
+        "--mock-step-ms",
+        "0",
+        "--context-length",
+        "1000000",
+        "--mock-num-blocks",
+        "1000000",
+    ) as port:
         await until(f"127.0.0.1:{port}", 200)
         _, record = await ask(f"127.0.0.1:{port}", "/metadata")
         async with linked(record["address"]) as link:
-            callers = [generate(link, request(f"load {i}", max_tokens=30_000)) for i in range(32)]
+            callers = [generate(link, request(f"load {i}", max_tokens=300_000)) for i in range(32)]
             for caller in callers:
                 caller.on_tokens = lambda *_: None  # type: ignore[method-assign]
 
