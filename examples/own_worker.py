@@ -6,7 +6,7 @@ curl localhost:8000/v1/completions -d '{"model": "mirror", "prompt": "one two th
 """
 
 from holdfast.engines.simple import GeneratorEngine, generated_of, prompt_of
-from holdfast.worker.process import run
+from holdfast.worker.entry import run
 
 
 async def mirror(request, _context):

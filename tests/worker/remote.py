@@ -120,7 +120,7 @@ from holdfast.engines.mock import MockConfig, MockEngine
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.worker.config import WorkerConfig
-from holdfast.worker.process import run
+from holdfast.worker.entry import run
 config = WorkerConfig(engine="mock", file_kv={root!r}, **{worker!r})
 sys.exit(run(config, lambda: MockEngine(MockConfig(**{mock!r}))))
 """

@@ -206,7 +206,7 @@ import asyncio, sys, time
 from holdfast.engines.mock import MockConfig, MockEngine
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.worker.config import WorkerConfig
-from holdfast.worker.process import run
+from holdfast.worker.entry import run
 
 class Slow(MockEngine):
     async def close(self):

@@ -16,8 +16,8 @@ def run(flags: Flags) -> int:
     log_to_stderr(flags, "worker")
     config = flags.load(WorkerConfig, "worker").config
     engine_config = flags.load(section(config.engine).config_type, config.engine).config
+    from holdfast.worker.entry import run as run_worker  # noqa: PLC0415
     from holdfast.worker.hosted import make_engine  # noqa: PLC0415  after logging is set up
-    from holdfast.worker.process import run as run_worker  # noqa: PLC0415
 
     return run_worker(config, lambda: make_engine(config.engine, engine_config))
 

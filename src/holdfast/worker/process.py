@@ -10,14 +10,10 @@ Must never leave a stream without an end while the process still can say one.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import random
-import secrets
-import signal
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -25,21 +21,18 @@ import msgspec
 
 from holdfast.base.errors import DeadlineExceeded, HoldfastError
 from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
-from holdfast.base.lineage import die_with_owner
-from holdfast.base.settings import InvalidSetting, load
+from holdfast.base.settings import InvalidSetting
 from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
-from holdfast.health.fairness import let_threads_in
 from holdfast.kv.feed import ENDPOINT as KV_EVENTS
 from holdfast.runtime.advertise import needs_finding, published_address
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
-from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.readmission import CANARY_ENDPOINT
 from holdfast.runtime.server import ServerSettings, WorkerServer
 from holdfast.runtime.serving import EndpointServer
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
 from holdfast.runtime.tls import open_transport
 from holdfast.runtime.transport import Transport, is_loopback
-from holdfast.telemetry.spans import NO_SPANS, Spans, open_spans
+from holdfast.telemetry.spans import NO_SPANS, Spans
 from holdfast.worker.calls import Calls
 from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
@@ -310,67 +303,6 @@ class WorkerProcess:
         )
         await _bounded(asyncio.to_thread(self.calls.spans.close), "sending the last spans", until)
         self.vitals.status.close()
-
-
-def run(config: WorkerConfig | None, make_engine: Callable[[], Engine]) -> int:
-    """Run a worker in this process until SIGTERM or SIGINT; returns the exit code.
-
-    Args:
-        config: the worker's settings; None: from ``DYN_*`` variables.
-        make_engine: returns the engine, not started; called in the running loop.
-
-    Raises:
-        HoldfastError: the worker could not start.
-    """
-    import uvloop  # noqa: PLC0415  only the process itself needs it; tests and the simulation bring their own loop
-
-    die_with_owner(os.environ)
-    let_threads_in()
-    config = config or load(WorkerConfig, {}, os.environ).config
-    return uvloop.run(run_worker(config, make_engine))
-
-
-async def run_worker(
-    config: WorkerConfig,
-    make_engine: Callable[[], Engine],
-    *,
-    discovery: Discovery | None = None,
-    rng: random.Random | None = None,
-    signals: bool = True,
-) -> int:
-    """Run a worker in the running loop; returns the exit code.
-
-    Args:
-        config: the worker's settings.
-        make_engine: returns the engine, not started.
-        discovery: where to register; None: what the settings name.
-        rng: for ids and nonces; None: the system's.
-        signals: whether this process is nothing but the worker: SIGTERM and SIGINT stop it (a second one hurries,
-            a third one ends it).
-    """
-    rng = rng or random.Random(secrets.randbits(128))
-    discovery = discovery or open_discovery(config.discovery_backend, root=config.file_kv)
-    worker = WorkerProcess(
-        config,
-        make_engine(),
-        discovery,
-        rng,
-        spans=open_spans(config.traces, "worker", config.instance_id),
-        clock=time.monotonic_ns,
-        on_ready=_settle if signals else lambda: None,
-        owns_process=signals,
-    )
-    if signals:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, worker.stop)
-    return await worker.run()
-
-
-def _settle() -> None:
-    """What is alive now lives as long as the process: the collector need not look at it again."""
-    gc.collect()
-    gc.freeze()
 
 
 def _end_after(seconds: float) -> None:
