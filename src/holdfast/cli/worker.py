@@ -19,7 +19,7 @@ def run(flags: Flags) -> int:
     from holdfast.worker.entry import run as run_worker  # noqa: PLC0415
     from holdfast.worker.hosted import make_engine  # noqa: PLC0415  after logging is set up
 
-    return run_worker(config, lambda: make_engine(config.engine, engine_config))
+    return run_worker(config, lambda: make_engine(config.engine, engine_config, config.role))
 
 
 PROCESS = Process(("worker", *ENGINES, "log"), run)

@@ -15,6 +15,10 @@ What every engine must keep:
 * `Engine.submit` never blocks. What the engine cannot do is refused there with a typed error, before
   any work. `Engine.cancel` takes effect within one engine step.
 * The sink is called on the worker's event loop, at most once per engine step.
+* A request whose ``leg`` is ``prefill`` computes the prompt and generated ids, keeps their blocks for whoever brings
+  the hand-off, and ends with one step: no tokens, ``finish="stop"`` and, in the style ``after_prefill``, ``handoff``.
+  One with a ``handoff`` starts from those blocks; when they cannot be had, the engine computes them itself or ends
+  the sequence with an error, in time, and never goes on from half of them (`engines.handoff`).
 
 Must never import an engine library, and never know about connections.
 """
@@ -30,6 +34,7 @@ import msgspec
 
 from holdfast.base.errors import HoldfastError
 from holdfast.base.ids import SequenceKey
+from holdfast.engines.handoff import CancelUntil, HandoffPhase, KvHandoff, Role
 from holdfast.kv.events import KvEvent
 
 Finish = Literal["stop", "length", "abort", "error"]
@@ -40,6 +45,7 @@ Phase = Literal["starting", "warming", "compiling", "idle", "prefill", "decode"]
 ProgressKind = Literal["step", "token", "none"]
 Continuation = Literal["exact", "greedy", "none"]
 """``exact``: greedy and seeded sampling continue token for token; ``greedy``: only temperature 0."""
+Restored = Literal["seed", "penalties", "min_tokens", "guided"]
 GuidedKind = Literal["json_object", "json_schema", "grammar", "regex", "choice"]
 
 
@@ -94,7 +100,11 @@ class GenerateRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     lora: str | None = None
     cache_salt: str | None = None
     extra: dict[str, Any] = {}
-    """Engine-specific (KV hand-off parameters, mock misbehaviour …)."""
+    """Engine-specific (data-parallel rank, mock misbehaviour …)."""
+    leg: Role = "aggregated"
+    """``prefill``: compute the prompt and keep its blocks; ``decode``: the rest; ``aggregated``: both."""
+    handoff: KvHandoff | None = None
+    """Where the blocks of this sequence are; in the style ``rendezvous`` both legs have it."""
 
 
 def pack_ids(ids: Sequence[int]) -> bytes:
@@ -119,7 +129,7 @@ class TokenLogprob(msgspec.Struct, array_like=True, frozen=True, gc=False):
 class SequenceStep:
     """What one engine step did for one sequence."""
 
-    __slots__ = ("cached_tokens", "error", "finish", "index", "key", "logprobs", "tokens")
+    __slots__ = ("cached_tokens", "error", "finish", "handoff", "index", "key", "logprobs", "tokens")
 
     def __init__(
         self,
@@ -131,6 +141,7 @@ class SequenceStep:
         finish: Finish | None = None,
         error: HoldfastError | None = None,
         cached_tokens: int = 0,
+        handoff: KvHandoff | None = None,
     ):
         self.key = key
         self.index = index
@@ -140,6 +151,8 @@ class SequenceStep:
         self.error = error
         self.cached_tokens = cached_tokens
         """Prompt tokens served from the prefix cache; meaningful on the step with ``finish``."""
+        self.handoff = handoff
+        """Only at the end of a prefill leg."""
 
 
 StepSink = Callable[[list[SequenceStep]], None]
@@ -164,6 +177,14 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     kv_hashes: Literal["sequence", "engine"] = "engine"
     """How its KV events name blocks: by `kv.hashes.block_hashes`, or by hashes of its own."""
     kv_export: bool = False
+    not_restored: tuple[Restored, ...] = ()
+    """What a continuation from generated ids starts anew, so that it differs where a request uses it."""
+    handoff: str = ""
+    """Protocol of KV hand-offs (`KvHandoff.protocol`); empty: none."""
+    handoff_phase: HandoffPhase = "after_prefill"
+    cancel_until: CancelUntil = "anytime"
+    lora: bool = False
+    """Adapters can be loaded and unloaded while it runs."""
 
 
 class ModelFiles(msgspec.Struct, frozen=True):
@@ -200,6 +221,9 @@ class EngineInfo(msgspec.Struct, frozen=True):
     capabilities: Capabilities
     files: ModelFiles
     data_parallel_size: int = 1
+    role: Role = "aggregated"
+    rendezvous: str = ""
+    """``host:port`` at which decode legs meet this prefill engine (``rendezvous`` only)."""
 
 
 class EngineLoad(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -232,6 +256,9 @@ class EngineProgress(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 class Engine(abc.ABC):
     """An inference engine as its worker sees it. One per worker process."""
+
+    role: Role = "aggregated"
+    """Set before `start` by whoever makes the engine; one that cannot play it raises UnsupportedFeature in `start`."""
 
     @abc.abstractmethod
     async def start(self, sink: StepSink, on_death: DeathSink, on_load: LoadProgress) -> EngineInfo:

@@ -65,6 +65,16 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     """What requests may ask of a worker, as ``key=value``: topology (``dynamo.topology/zone=a``), hardware …"""
     prefix_cache: bool = True
     """Equal beginnings of prompts are computed once."""
+    role: str = "aggregated"
+    """``prefill`` workers get prompts only and never a client's stream."""
+    handoff: str = ""
+    """Protocol in which KV blocks pass from prefill to decode workers; empty: none."""
+    handoff_phase: str = "after_prefill"
+    rendezvous: str = ""
+    """``host:port`` at which decode legs meet this prefill worker."""
+    cancel_until: str = "anytime"
+    not_restored: tuple[str, ...] = ()
+    """What a continuation starts anew on this engine: ``seed``, ``penalties``, ``min_tokens``, ``guided``."""
 
 
 class PromptFiles(msgspec.Struct, frozen=True, omit_defaults=True):

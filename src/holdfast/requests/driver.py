@@ -16,7 +16,7 @@ from holdfast.requests.attempt import Attempt
 from holdfast.requests.chain import Chain
 from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
 from holdfast.requests.need import Need, Placed
-from holdfast.requests.plan import Join, Move
+from holdfast.requests.plan import Join, Move, Plan
 from holdfast.routing.claims import ANY_RANK
 from holdfast.routing.kv import Decision
 from holdfast.routing.policy import Candidate
@@ -258,11 +258,24 @@ class Driver:
         kept = card is not None and (
             card.continuation == "exact" or (card.continuation == "greedy" and plan.sampling.temperature <= 0)
         )
+        kept = kept and not (card is not None and card.not_restored and _uses(plan, card.not_restored))
         build = attempt.placed.worker.fingerprint_of(plan.model)
         same = build == self.need.fingerprint
         self.need.fingerprint = build
         if self.join != "declared":
             self.join = "exact" if same and kept else "declared"
+
+
+def _uses(plan: Plan, parts: Sequence[str]) -> bool:
+    """Return whether a stream depends on one of these (`engines.contract.Restored`)."""
+    s = plan.sampling
+    used = {
+        "seed": s.temperature > 0,
+        "penalties": s.repetition_penalty != 1 or bool(s.presence_penalty or s.frequency_penalty),
+        "min_tokens": plan.stop.min_tokens > 0,
+        "guided": s.guided is not None,
+    }
+    return any(used.get(part, True) for part in parts)
 
 
 def _weighed(decision: Decision, workers: Sequence[Candidate]) -> tuple[tuple[str, int, int, Weighed | None], ...]:

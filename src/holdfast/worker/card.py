@@ -59,5 +59,11 @@ def publish(
         aliases=aliases,
         taints=taints,
         prefix_cache=can.prefix_cache,
+        role=info.role,
+        handoff=can.handoff,
+        handoff_phase=can.handoff_phase,
+        rendezvous=info.rendezvous,
+        cancel_until=can.cancel_until,
+        not_restored=can.not_restored,
     )
     return Published(card, {tokenizer.sha256: files.tokenizer_json, prompt.sha256: prompt_files})

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from holdfast.base.settings import setting
+from holdfast.base.settings import InvalidSetting, setting
+from holdfast.engines.handoff import Role
 from holdfast.health.config import CanaryConfig, SystemConfig
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.runtime.tls import WireTls
@@ -14,6 +15,7 @@ from holdfast.telemetry.spans import TraceSettings
 from holdfast.worker.kv_config import KvPublishConfig
 
 EngineName = Literal["llamacpp", "mock"]
+DisaggregationMode = Literal["agg", "prefill", "decode"]
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,6 +41,23 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ()
     """Topology, hardware: matched literally."""
+    disaggregation_mode: Annotated[
+        DisaggregationMode,
+        setting(
+            "DYN_DISAGGREGATION_MODE",
+            "What this worker does of a request: agg (all of it), prefill (prompts only), or decode (the rest; and all "
+            "of it while no prefill worker is there).",
+        ),
+    ] = "agg"
+    """See `role`."""
+    is_prefill_worker: Annotated[
+        bool, setting("DYN_IS_PREFILL_WORKER", "The same as --disaggregation-mode prefill.")
+    ] = False
+    """The reference's older name."""
+    is_decode_worker: Annotated[bool, setting("DYN_IS_DECODE_WORKER", "The same as --disaggregation-mode decode.")] = (
+        False
+    )
+    """The reference's older name."""
     namespace: Annotated[str, setting("DYN_NAMESPACE", "Namespace that this worker belongs to.")] = "dynamo"
     """Frontends use the workers of their own namespace only."""
     component: Annotated[str, setting("DYN_COMPONENT", "Component name of this worker.")] = "backend"
@@ -107,3 +126,20 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What frontends are told about the KV cache."""
     shutdown: ShutdownBudget = ShutdownBudget()
     """How long leaving may take."""
+
+    @property
+    def role(self) -> Role:
+        """What this worker does of a request.
+
+        Raises:
+            InvalidSetting: the settings contradict each other.
+        """
+        said = {"prefill"} if self.is_prefill_worker else set()
+        said |= {"decode"} if self.is_decode_worker else set()
+        said |= {self.disaggregation_mode} if self.disaggregation_mode != "agg" else set()
+        if len(said) > 1:
+            raise InvalidSetting(
+                "A worker is for prefill or for decode, not both: check DYN_DISAGGREGATION_MODE, DYN_IS_PREFILL_WORKER "
+                "and DYN_IS_DECODE_WORKER."
+            )
+        return "prefill" if "prefill" in said else "decode" if said else "aggregated"

@@ -10,6 +10,7 @@ import importlib
 import msgspec
 
 from holdfast.engines.contract import Engine
+from holdfast.engines.handoff import Role
 from holdfast.worker.config import EngineName
 
 _ENGINES: dict[EngineName, tuple[str, str]] = {
@@ -18,14 +19,16 @@ _ENGINES: dict[EngineName, tuple[str, str]] = {
 }
 
 
-def make_engine(name: EngineName, config: msgspec.Struct) -> Engine:
+def make_engine(name: EngineName, config: msgspec.Struct, role: Role = "aggregated") -> Engine:
     """Return an engine that has not been started.
 
     Args:
         name: which engine.
         config: its own settings, as its constructor takes them.
+        role: what the worker does of a request.
     """
     module, attribute = _ENGINES[name]
     engine = getattr(importlib.import_module(module), attribute)(config)
     assert isinstance(engine, Engine)
+    engine.role = role
     return engine
