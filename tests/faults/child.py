@@ -217,7 +217,7 @@ def _worker(journal: Journal) -> None:
             else:
                 _clock_jumps(order)
 
-    def make_engine(_name: str, config: Any) -> Any:
+    def make_engine(_name: str, config: Any, *_role: str) -> Any:
         return PostingEngine(config)
 
     hosted.make_engine = make_engine
