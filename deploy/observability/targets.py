@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.base.errors import HoldfastError
-from holdfast.runtime.discovery.contract import Discovery, InstanceRecord
+from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, InstanceRecord
 from holdfast.runtime.discovery.factory import open_discovery
 
 START_SECONDS = 5.0
@@ -41,6 +41,7 @@ def groups(addresses: Iterable[str]) -> Groups:
 
 FRONTEND = "frontend"
 """Component name of the records that frontends publish."""
+_OTHERS = (FRONTEND, SUPERVISOR)
 
 
 def worker_groups(records: Iterable[InstanceRecord], namespace: str) -> Groups:
@@ -49,7 +50,16 @@ def worker_groups(records: Iterable[InstanceRecord], namespace: str) -> Groups:
     Frontends have status servers too, with the same metrics as their HTTP port: they are named once, by --frontend.
     """
     return groups(
-        r.system_address for r in records if r.namespace == namespace and r.system_address and r.component != FRONTEND
+        r.system_address
+        for r in records
+        if r.namespace == namespace and r.system_address and r.component not in _OTHERS
+    )
+
+
+def supervisor_groups(records: Iterable[InstanceRecord], namespace: str) -> Groups:
+    """Return the status servers of the supervisors of a namespace."""
+    return groups(
+        r.system_address for r in records if r.namespace == namespace and r.system_address and r.component == SUPERVISOR
     )
 
 
@@ -61,12 +71,15 @@ class Targets:
         self._namespace = namespace
         self._frontends = groups(frontends)
         self._workers: Groups = []
+        self._supervisors: Groups = []
 
     def now(self) -> dict[str, Groups]:
-        """Return frontends and workers; while discovery cannot be reached, the workers seen last."""
+        """Return all kinds; while discovery cannot be reached, those seen last."""
         if self._discovery.reachable:
-            self._workers = worker_groups(self._discovery.snapshot(), self._namespace)
-        return {"frontends": self._frontends, "workers": self._workers}
+            records = self._discovery.snapshot()
+            self._workers = worker_groups(records, self._namespace)
+            self._supervisors = supervisor_groups(records, self._namespace)
+        return {"frontends": self._frontends, "workers": self._workers, "supervisors": self._supervisors}
 
 
 def write(targets: Targets, directory: Path) -> None:
@@ -82,7 +95,7 @@ def write(targets: Targets, directory: Path) -> None:
 
 
 async def answer(targets: Targets, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer one GET of /frontends or /workers and close."""
+    """Answer one GET of /frontends, /workers or /supervisors and close."""
     with contextlib.suppress(TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
         async with asyncio.timeout(REQUEST_SECONDS):
             words = (await reader.readuntil(b"\r\n\r\n")).split(b" ", 2)
@@ -138,9 +151,13 @@ def main() -> int:
     """Read the flags and run."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--frontend", action="append", default=[], metavar="HOST:PORT", help="may be repeated")
-    parser.add_argument("--write", type=Path, metavar="DIRECTORY", help="write frontends.json and workers.json")
+    parser.add_argument(
+        "--write", type=Path, metavar="DIRECTORY", help="write frontends.json, workers.json and supervisors.json"
+    )
     parser.add_argument("--every", type=float, default=0.0, metavar="SECONDS", help="write again and again")
-    parser.add_argument("--listen", default="", metavar="HOST:PORT", help="answer /frontends and /workers over HTTP")
+    parser.add_argument(
+        "--listen", default="", metavar="HOST:PORT", help="answer /frontends, /workers and /supervisors over HTTP"
+    )
     namespace = os.environ.get("DYN_NAMESPACE", "dynamo")
     parser.add_argument("--namespace", default=namespace, help="as in DYN_NAMESPACE")
     parser.add_argument("--discovery-backend", default="", help="as in DYN_DISCOVERY_BACKEND")

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from holdfast.base.errors import HoldfastError
+from holdfast.health.config import SystemConfig
+from holdfast.local import http
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterFailed, ClusterPlan, LocalCluster
 from holdfast.local.demonstration import Demonstration, Question
@@ -34,12 +37,12 @@ def plan(directory: Path, *worker_flags: str, workers: int = 2) -> ClusterPlan:
 
 
 @contextlib.asynccontextmanager
-async def started(plan: ClusterPlan) -> AsyncIterator[LocalCluster]:
+async def started(plan: ClusterPlan, *, system: SystemConfig | None = None) -> AsyncIterator[LocalCluster]:
     lines: list[str] = []
     environ = {k: v for k, v in os.environ.items() if not k.startswith("DYN_")}
     discovery = open_discovery("file", root=plan.env["DYN_FILE_KV"])
     cluster = LocalCluster(
-        plan, discovery, random.Random(1), environ, lambda slot, line: lines.append(f"{slot}|{line}")
+        plan, discovery, random.Random(1), environ, lambda slot, line: lines.append(f"{slot}|{line}"), system=system
     )
     try:
         async with cluster.running():
@@ -96,6 +99,27 @@ async def test_the_supervisor_publishes_its_slots(tmp_path: Path) -> None:
             await until(lambda: cluster.supervisor.slots["worker-0"].restarts == 1)
         finally:
             await onlooker.close()
+
+
+async def test_the_supervisor_answers_for_its_slots(tmp_path: Path) -> None:
+    system = SystemConfig(system_port=0)
+    async with started(plan(tmp_path, workers=1), system=system) as cluster:
+        url = f"http://{cluster.vitals.status.address}"
+        health = (await http.get(f"{url}/health", 2.0)).json()
+        assert health["status"] == "ready"
+        assert health["endpoints"] == {"frontend-0": "ready", "worker-0": "ready"}
+        assert (await http.get(f"{url}/live", 2.0)).status == 200
+        cluster.kill("worker-0")
+        slot = cluster.supervisor.slots["worker-0"]
+        await until(lambda: slot.restarts == 1 and slot.state == "running")
+        metrics = (await http.get(f"{url}/metrics", 2.0)).body.decode()
+        assert 'holdfast_supervisor_restarts_total{slot="worker-0"} 1' in metrics
+        assert 'holdfast_supervisor_slot_state{slot="worker-0",state="running"} 1' in metrics
+        assert (await http.get(f"{url}/metadata", 2.0)).status == 404
+        cluster.supervisor.stop()
+        await until(lambda: not cluster.vitals.verdict.ready)
+    with pytest.raises(HoldfastError):
+        await http.get(f"{url}/live", 2.0)
 
 
 async def test_a_cluster_that_cannot_start_says_why(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_files_change_only_with_their_content(tmp_path: Path) -> None:
     view.records = []
     TARGETS.write(known, tmp_path / "targets")
     assert json.loads(path.read_text(encoding="utf-8")) == []
-    assert sorted(p.name for p in path.parent.iterdir()) == ["frontends.json", "workers.json"]
+    assert sorted(p.name for p in path.parent.iterdir()) == ["frontends.json", "supervisors.json", "workers.json"]
 
 
 async def test_prometheus_can_ask_over_http() -> None:

@@ -105,7 +105,7 @@ async def test_real_output_is_what_the_catalogue_says_and_what_prometheus_accept
         (worker, _) = next(iter(built.workers.values()))
         text = worker.gauges.render().decode()
     families = {f.name: f for f in text_string_to_metric_families(text)}
-    listed = {m.name.removesuffix("_total"): m for m in CATALOGUE if m.process in ("worker", "both")}
+    listed = {m.name.removesuffix("_total"): m for m in CATALOGUE if m.process in ("worker", "every")}
     assert set(families) == set(listed)
     for name, family in families.items():
         assert family.type == listed[name].kind

@@ -66,7 +66,10 @@ def command(flags: Flags, *, as_json: bool) -> int:
     rng = random.Random(secrets.randbits(128))
     discovery = open_discovery(frontend.discovery_backend, root=frontend.file_kv)
     relay, tls = Relay(writer, raw=log.as_json), own_client_context(frontend.https)
-    cluster = LocalCluster(plan, discovery, rng, os.environ, relay, listener=listener, tls=tls)
+    system = msgspec.structs.replace(
+        flags.load(WorkerConfig, "worker").config.system, system_port=serve.serve_system_port
+    )
+    cluster = LocalCluster(plan, discovery, rng, os.environ, relay, listener=listener, tls=tls, system=system)
     try:
         return asyncio.run(_serve(cluster, serve.start_timeout, as_json))
     finally:
@@ -183,6 +186,7 @@ async def _announce(cluster: LocalCluster, as_json: bool) -> None:
             "base_urls": [f"{u}/v1" for u in cluster.base_urls],
             "frontend_urls": cluster.frontend_urls,
             "slots": views,
+            "system_address": cluster.vitals.status.address,
             "pid": os.getpid(),
         }
         print(msgspec.json.encode(ready).decode(), flush=True)

@@ -24,11 +24,13 @@ import msgspec
 
 from holdfast.base.errors import HoldfastError
 from holdfast.base.ids import draw_epoch, draw_instance_id
+from holdfast.health.config import SystemConfig
 from holdfast.local import http
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.child import ChildSpec, RelayLine
 from holdfast.local.rolling import Rolling
 from holdfast.local.supervisor import Slot, Supervisor
+from holdfast.local.vitals import SupervisorVitals
 from holdfast.runtime.discovery.contract import SUPERVISOR, Discovery, InstanceRecord, MetaValue
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_FINISHED, EXIT_HANDED_OVER
 
@@ -96,6 +98,7 @@ class LocalCluster:
         listener: the socket of ``plan.shared_port``. It stays open here while frontends come and go, so that no
             connection is refused meanwhile, and is closed when everything stops.
         tls: how to call frontends that speak HTTPS; None: they speak HTTP.
+        system: the supervisor's own status server; None: it has none.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class LocalCluster:
         *,
         listener: socket.socket | None = None,
         tls: ssl.SSLContext | None = None,
+        system: SystemConfig | None = None,
     ):
         self.plan = plan
         self.tls = tls
@@ -122,6 +126,7 @@ class LocalCluster:
         specs = _specs(plan, rng, -1 if listener is None else listener.fileno())
         self.supervisor = Supervisor(specs, environ, relay, self._changed.set)
         self.rolling = Rolling(self.supervisor, self._frontends, plan.start_timeout, self._changed.set, tls)
+        self.vitals = SupervisorVitals(system or SystemConfig(), self.supervisor, self.rolling)
 
     @property
     def base_urls(self) -> list[str]:
@@ -140,6 +145,7 @@ class LocalCluster:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[asyncio.Task[int]]:
         """Run the cluster for the length of the block; yields the supervisor's task (its result: exit code)."""
+        self.vitals.start()
         await self._discovery.start()
         running = asyncio.create_task(self.supervisor.run(), name="supervisor")  # owned: awaited below
         helpers = [
@@ -159,6 +165,7 @@ class LocalCluster:
                     helper.cancel()
                 await asyncio.wait(helpers)
                 self._close_listener()
+                self.vitals.status.close()
                 await self._discovery.close()
 
     async def until_ready(self, timeout: float, on_progress: OnProgress = lambda _: None) -> None:  # noqa: ASYNC109
@@ -269,6 +276,7 @@ class LocalCluster:
                 epoch=self._epoch,
                 address="",
                 pid=os.getpid(),
+                system_address=self.vitals.status.address or None,
                 meta=meta,
             )
             try:

@@ -30,6 +30,16 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
     stop_grace: Annotated[
         float, setting("DYN_SERVE_STOP_GRACE_SECS", "Between SIGTERM and SIGKILL of a child that is stopped.", ge=0)
     ] = 60.0
+    serve_system_port: Annotated[
+        int,
+        setting(
+            "DYN_SERVE_SYSTEM_PORT",
+            "Port of the supervisor's own status server (DYN_SYSTEM_PORT is for its workers, which count up from it); "
+            "0 picks a free one, negative: none.",
+            le=65535,
+        ),
+    ] = 0
+    """Found in discovery, and in the line of --json."""
     restart_intensity: Annotated[
         int,
         setting("DYN_SERVE_RESTART_INTENSITY", "Crashes of one slot within the window before it is given up.", ge=0),

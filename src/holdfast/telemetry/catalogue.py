@@ -12,12 +12,13 @@ from __future__ import annotations
 from holdfast.telemetry.frontend_metrics import FAULTS, MODELS, PLANE, QUEUE, REQUESTS, STANDING, WORKERS_SEEN
 from holdfast.telemetry.knowledge_metrics import KNOWLEDGE
 from holdfast.telemetry.metric import Metric
+from holdfast.telemetry.process_metrics import PROCESS, SUPERVISION
 from holdfast.telemetry.router_metrics import ROUTING
-from holdfast.telemetry.worker_metrics import ENGINE, HANDLER, KV_EVENTS, LEAVING, PROCESS
+from holdfast.telemetry.worker_metrics import ENGINE, HANDLER, KV_EVENTS, LEAVING
 
 CATALOGUE: tuple[Metric, ...] = (
     *REQUESTS, *QUEUE, *FAULTS, *MODELS, *WORKERS_SEEN, *KNOWLEDGE, *ROUTING, *STANDING, *PLANE,
-    *HANDLER, *ENGINE, *KV_EVENTS, *LEAVING, *PROCESS,
+    *HANDLER, *ENGINE, *KV_EVENTS, *LEAVING, *SUPERVISION, *PROCESS,
 )  # fmt: skip
 
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
@@ -34,6 +35,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("A worker's engine", ENGINE),
     ("A worker's KV cache", KV_EVENTS),
     ("A worker that leaves", LEAVING),
+    ("A supervisor", SUPERVISION),
     ("Every process", PROCESS),
 )
 

@@ -11,6 +11,7 @@ FRONT = "dynamo_frontend_"
 COMPONENT = "dynamo_component_"
 OURS = "holdfast_frontend_"
 WORKER = "holdfast_worker_"
+SUPERVISOR = "holdfast_supervisor_"
 MODEL = ("model",)
 ROUTE = ("model", "endpoint", "request_type")
 SERVED = ("dynamo_namespace", "dynamo_component", "dynamo_endpoint", "worker_id")

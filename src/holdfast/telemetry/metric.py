@@ -22,7 +22,7 @@ from holdfast.telemetry.series import Cells, Histograms
 
 SeriesT = TypeVar("SeriesT", Cells, Histograms)
 Kind = Literal["counter", "gauge", "histogram"]
-Process = Literal["frontend", "worker", "both"]
+Process = Literal["frontend", "worker", "supervisor", "every"]
 Origin = Literal["seed", "newer", "holdfast", "client"]
 """``seed``: a name that the first Dynamo releases had; ``newer``: one that later releases added; ``holdfast``: ours;
 ``client``: one that every Prometheus client library uses."""
@@ -152,14 +152,14 @@ class Registry:
     def __init__(
         self,
         catalogue: Iterable[Metric],
-        process: Literal["frontend", "worker"],
+        process: Literal["frontend", "worker", "supervisor"],
         settings: MetricSettings | None = None,
     ):
         settings = settings or MetricSettings()
         self.registry = CollectorRegistry()
         self._series: list[Cells | Histograms] = []
         self._process = CollectorRegistry()
-        self._metrics: Mapping[str, Metric] = {m.name: m for m in catalogue if m.process in (process, "both")}
+        self._metrics: Mapping[str, Metric] = {m.name: m for m in catalogue if m.process in (process, "every")}
         self._bounds = settings.bounds()
         self._prefix = settings.metrics_prefix.rstrip("_") or FRONTEND_PREFIX
 

@@ -1,4 +1,4 @@
-"""The worker's lines of the catalogue, and those of every process. Must never hold behaviour."""
+"""The worker's lines of the catalogue. Must never hold behaviour."""
 
 from __future__ import annotations
 
@@ -118,12 +118,3 @@ LEAVING = (
         "worker", "newer",
     ),
 )  # fmt: skip
-
-PROCESS = (
-    gauge("process_resident_memory_bytes", (), "Memory that is in use.", "both", "client"),
-    gauge("process_virtual_memory_bytes", (), "Memory that is mapped.", "both", "client"),
-    gauge("process_open_fds", (), "Open files, sockets included.", "both", "client"),
-    gauge("process_max_fds", (), "Most files that may be open.", "both", "client"),
-    counter("process_cpu_seconds_total", (), "CPU time, user and system.", "both", "client"),
-    gauge("process_start_time_seconds", (), "When it started, in seconds since 1970.", "both", "client"),
-)
