@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from holdfast.base.errors import InvalidRequest, UnsupportedFeature
+from holdfast.models.text_files import TextFiles
 
 Metadata = dict[str, Any]
 
@@ -36,21 +37,6 @@ _END_TEXTS = frozenset(
     )
 )  # fmt: skip
 """Tokens with these texts end a generation, whatever the metadata names as the end of sequence."""
-
-
-class TextFiles(msgspec.Struct, frozen=True):
-    """The text machinery of one model."""
-
-    tokenizer_json: bytes
-    chat_template: str
-    bos_token: str
-    eos_token: str
-    eos_token_ids: tuple[int, ...]
-    """The named end-of-sequence and end-of-turn ids and tokens known to end a generation. llama.cpp may know more."""
-    context_length: int
-    """Tokens the model was trained for; 0 when the file does not say."""
-    vocab_size: int
-    generation_config: dict[str, Any] = {}
 
 
 class _Reader:

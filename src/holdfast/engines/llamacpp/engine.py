@@ -32,12 +32,12 @@ from holdfast.engines.contract import (
     EngineProgress,
     GenerateRequest,
     LoadProgress,
-    ModelFiles,
     Sampling,
     SequenceStep,
     StepSink,
     unpack_ids,
 )
+from holdfast.engines.files import model_files
 from holdfast.engines.llamacpp.checks import check_sampling, check_tokens
 from holdfast.engines.llamacpp.config import CHUNK_TOKENS, LlamaCppConfig
 from holdfast.engines.llamacpp.grammar import constraint_to_gbnf
@@ -252,13 +252,7 @@ class LlamaCppEngine(Engine):
             vocab_size=core.model.vocab_size,
             fingerprint=fingerprint(library.path, library.version, path),
             capabilities=CAPABILITIES,
-            files=ModelFiles(
-                tokenizer_json=text.tokenizer_json,
-                chat_template=text.chat_template,
-                bos_token=text.bos_token,
-                eos_token=text.eos_token,
-                generation_config=text.generation_config,
-            ),
+            files=model_files(text),
         )
         on_load("ready", 1.0)
         return core, info
