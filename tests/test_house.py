@@ -38,6 +38,7 @@ CLOCKS_ALLOWED = {
 }
 TASKS_ALLOWED = {
     "cli/serve.py": "one wait that is raced against the supervisor's task, awaited or cancelled in place",
+    "engines/driven.py": "a task per sequence and the adapter's helpers, held until their end and cancelled by close",
     "engines/simple.py": "a generator per sequence, held until its end and cancelled by close",
     "local/cluster.py": "the supervisor's task lives as long as an async context manager, which awaits it",
     "runtime/api.py": "the program's main is raced against a signal, both are awaited or cancelled in place",
