@@ -29,6 +29,7 @@ from holdfast.local.demonstration import first_model
 from holdfast.local.ports import claim_port, free_port, open_listener
 from holdfast.local.rolling import ROLES, Role
 from holdfast.runtime.discovery.factory import open_discovery
+from holdfast.runtime.tls_renewal import Renewal
 from holdfast.telemetry.logs import LogConfig, setup_logging
 from holdfast.worker.config import WorkerConfig
 
@@ -65,13 +66,14 @@ def command(flags: Flags, *, as_json: bool) -> int:
     plan, serve, frontend, listener = make_plan(flags)
     rng = random.Random(secrets.randbits(128))
     discovery = open_discovery(frontend.discovery_backend, root=frontend.file_kv)
-    relay, tls = Relay(writer, raw=log.as_json), own_client_context(frontend.https)
+    renewal = Renewal()
+    relay, tls = Relay(writer, raw=log.as_json), own_client_context(frontend.https, renewal)
     system = msgspec.structs.replace(
         flags.load(WorkerConfig, "worker").config.system, system_port=serve.serve_system_port
     )
     cluster = LocalCluster(plan, discovery, rng, os.environ, relay, listener=listener, tls=tls, system=system)
     try:
-        return asyncio.run(_serve(cluster, serve.start_timeout, as_json))
+        return asyncio.run(_serve(cluster, serve.start_timeout, as_json, renewal))
     finally:
         writer.close()
 
@@ -144,7 +146,7 @@ def _fixed_ports(worker: WorkerConfig, number: int) -> tuple[str, ...]:
     return tuple(f"--{flag}={port + number}" for flag, port in ports.items() if port > 0)
 
 
-async def _serve(cluster: LocalCluster, start_timeout: float, as_json: bool) -> int:
+async def _serve(cluster: LocalCluster, start_timeout: float, as_json: bool, renewal: Renewal) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, cluster.supervisor.stop)
@@ -158,7 +160,11 @@ async def _serve(cluster: LocalCluster, start_timeout: float, as_json: bool) -> 
             return 1
         if not running.done():
             await _announce(cluster, as_json)
-        return await asyncio.shield(running)
+        async with asyncio.TaskGroup() as tasks:
+            renewing = tasks.create_task(renewal.run())
+            code = await asyncio.shield(running)
+            renewing.cancel()
+        return code
 
 
 def _restart(cluster: LocalCluster, roles: tuple[Role, ...]) -> None:

@@ -22,6 +22,7 @@ from holdfast.frontend.server import Server, allow_files, inherited, listen, mak
 from holdfast.health.status import StatusServer
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.tls import open_transport
+from holdfast.runtime.tls_renewal import Renewal
 from holdfast.telemetry.loop_delay import watch_loop
 from holdfast.telemetry.spans import open_spans
 
@@ -57,10 +58,11 @@ async def serve(config: FrontendConfig) -> int:
     common = inherited(config.http_listen_fd) if config.http_listen_fd >= 0 else None
     discovery = open_discovery(config.discovery_backend, root=config.file_kv)
     await discovery.start()
+    renewal = Renewal()
     assembled = Assembled(
         config,
         discovery=discovery,
-        transport=open_transport(config.tls, serves=False),
+        transport=open_transport(config.tls, serves=False, renewal=renewal),
         rng=rng,
         clock=time.monotonic_ns,
         make_spans=lambda caller: open_spans(config.traces, "frontend", caller),
@@ -70,13 +72,14 @@ async def serve(config: FrontendConfig) -> int:
         config.system, metrics=metrics.source.render, refresh=frontend.gauges.refresh, judge=frontend.verdict
     )
     status.start()
-    server = make_server(frontend, config)
+    server = make_server(frontend, config, renewal)
     try:
         await assembled.start(status.address)
         async with asyncio.TaskGroup() as group:
             running = group.create_task(assembled.run())
             stopwatch = assembled.flusher.clock
             looking = group.create_task(watch_loop(stopwatch, metrics.loop_delay.observe, metrics.loop_stalls.inc))
+            renewing = group.create_task(renewal.run())
             stopping = group.create_task(Drain(frontend, server, config).on_signals())
             gc.collect()
             gc.freeze()
@@ -90,6 +93,7 @@ async def serve(config: FrontendConfig) -> int:
             joining.cancel()
             running.cancel()
             looking.cancel()
+            renewing.cancel()
             stopping.cancel()
     finally:
         status.close()

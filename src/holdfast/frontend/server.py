@@ -23,6 +23,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.http_clocks import Bounds
 from holdfast.frontend.http_protocol import protocol_class
 from holdfast.frontend.https import https_context
+from holdfast.runtime.tls_renewal import Renewal
 
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
@@ -200,9 +201,15 @@ def allow_files(connections: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
-def make_server(app: Frontend, config: FrontendConfig) -> Server:
-    """Return a server for this application; run it with ``await server.serve(sockets=[…])``."""
-    tls = https_context(config.https)
+def make_server(app: Frontend, config: FrontendConfig, renewal: Renewal | None = None) -> Server:
+    """Return a server for this application; run it with ``await server.serve(sockets=[…])``.
+
+    Args:
+        app: answers requests.
+        config: the frontend's settings.
+        renewal: is told which certificates are in use; None: they are read once.
+    """
+    tls = https_context(config.https, renewal)
     bounds = Bounds(
         head_timeout=config.http_head_timeout,
         body_timeout=config.http_body_timeout,

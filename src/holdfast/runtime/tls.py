@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 
 from holdfast.base.settings import InvalidSetting, setting
+from holdfast.runtime.tls_renewal import Renewal
 from holdfast.runtime.transport import TcpTransport
 
 
@@ -51,32 +52,36 @@ class WireTls(msgspec.Struct, frozen=True, kw_only=True):
     ] = 3.0
 
 
-def open_transport(tls: WireTls, *, serves: bool) -> TcpTransport:
+def open_transport(tls: WireTls, *, serves: bool, renewal: Renewal | None = None) -> TcpTransport:
     """Return the transport that the settings ask for.
 
     Args:
         tls: the settings.
         serves: whether this process listens (a worker), and calls itself to test that.
+        renewal: is told which files are in use; None: they are read once.
 
     Raises:
         InvalidSetting: a file is missing, cannot be read, is not what it should be, or does not fit another.
     """
-    server = _server(tls) if serves else None
+    renewal = renewal if renewal is not None else Renewal()
+    server = _server(tls, renewal) if serves else None
     if server is not None and not (tls.tcp_tls_ca_cert_path or tls.tcp_tls_insecure):
         raise InvalidSetting(
             "DYN_TCP_TLS_CERT_PATH is set, DYN_TCP_TLS_CA_CERT_PATH is not: a worker tests itself over its own address "
             "and must know which CA its own certificate comes from."
         )
     return TcpTransport(
-        _client(tls, own_certificate=serves),
+        _client(tls, renewal, own_certificate=serves),
         server,
         server_name=tls.tcp_tls_server_name,
         handshake_timeout=tls.tcp_tls_handshake_timeout_secs,
     )
 
 
-def server_context(cert: tuple[str, str], key: tuple[str, str], client_ca: tuple[str, str]) -> ssl.SSLContext | None:
-    """Return the context of a listener; None when no certificate is set. Arguments: (setting, path) each.
+def server_context(
+    cert: tuple[str, str], key: tuple[str, str], client_ca: tuple[str, str], renewal: Renewal
+) -> ssl.SSLContext | None:
+    """Return the context of a listener; None when no certificate is set. Files: (setting, path) each.
 
     Raises:
         InvalidSetting: as `open_transport`.
@@ -89,22 +94,23 @@ def server_context(cert: tuple[str, str], key: tuple[str, str], client_ca: tuple
             )
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    _load_pair(context, cert, key)
+    _load_pair(context, cert, key, renewal)
     if client_ca[1]:
         context.verify_mode = ssl.CERT_REQUIRED
-        _load_ca(context, client_ca)
+        _load_ca(context, client_ca, renewal)
     return context
 
 
-def _server(tls: WireTls) -> ssl.SSLContext | None:
+def _server(tls: WireTls, renewal: Renewal) -> ssl.SSLContext | None:
     return server_context(
         ("DYN_TCP_TLS_CERT_PATH", tls.tcp_tls_cert_path),
         ("DYN_TCP_TLS_KEY_PATH", tls.tcp_tls_key_path),
         ("DYN_TCP_TLS_CLIENT_CA_CERT_PATH", tls.tcp_tls_client_ca_cert_path),
+        renewal,
     )
 
 
-def _client(tls: WireTls, *, own_certificate: bool) -> ssl.SSLContext | None:
+def _client(tls: WireTls, renewal: Renewal, *, own_certificate: bool) -> ssl.SSLContext | None:
     cert = ("DYN_TCP_TLS_CLIENT_CERT_PATH", tls.tcp_tls_client_cert_path)
     key = ("DYN_TCP_TLS_CLIENT_KEY_PATH", tls.tcp_tls_client_key_path)
     _check_pair(cert, key)
@@ -123,9 +129,9 @@ def _client(tls: WireTls, *, own_certificate: bool) -> ssl.SSLContext | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     else:
-        _load_ca(context, ("DYN_TCP_TLS_CA_CERT_PATH", tls.tcp_tls_ca_cert_path))
+        _load_ca(context, ("DYN_TCP_TLS_CA_CERT_PATH", tls.tcp_tls_ca_cert_path), renewal)
     if cert[1]:
-        _load_pair(context, cert, key)
+        _load_pair(context, cert, key, renewal)
     return context
 
 
@@ -135,7 +141,7 @@ def _check_pair(cert: tuple[str, str], key: tuple[str, str]) -> None:
         raise InvalidSetting(f"{there} is set, {missing} is not: a certificate and its key come as a pair.")
 
 
-def _load_pair(context: ssl.SSLContext, cert: tuple[str, str], key: tuple[str, str]) -> None:
+def _load_pair(context: ssl.SSLContext, cert: tuple[str, str], key: tuple[str, str], renewal: Renewal) -> None:
     for one in (cert, key):
         _readable(*one)
     try:
@@ -144,14 +150,16 @@ def _load_pair(context: ssl.SSLContext, cert: tuple[str, str], key: tuple[str, s
         mismatch = "KEY_VALUES_MISMATCH" in str(error)
         why = "the key does not belong to the certificate" if mismatch else f"not a PEM pair ({error.reason or error})"
         raise InvalidSetting(f"{cert[0]}={cert[1]}, {key[0]}={key[1]}: {why}.") from None
+    renewal.watch_pair(context, cert, key)
 
 
-def _load_ca(context: ssl.SSLContext, ca: tuple[str, str]) -> None:
+def _load_ca(context: ssl.SSLContext, ca: tuple[str, str], renewal: Renewal) -> None:
     _readable(*ca)
     try:
         context.load_verify_locations(ca[1])
     except ssl.SSLError as error:
         raise InvalidSetting(f"{ca[0]}={ca[1]}: holds no CA certificate in PEM ({error.reason or error}).") from None
+    renewal.watch_ca(context, ca)
 
 
 def _readable(name: str, path: str) -> None:

@@ -31,6 +31,7 @@ from holdfast.runtime.server import ServerSettings, WorkerServer
 from holdfast.runtime.serving import EndpointServer
 from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
 from holdfast.runtime.tls import open_transport
+from holdfast.runtime.tls_renewal import Renewal
 from holdfast.runtime.transport import Transport, is_loopback
 from holdfast.telemetry.spans import NO_SPANS, Spans
 from holdfast.worker.calls import Calls
@@ -94,7 +95,8 @@ class WorkerProcess:
         self._ending = asyncio.Event()
         self._patience: asyncio.Timeout | None = None
         """The wait that a signal cuts short, while there is one."""
-        transport = transport or open_transport(config.tls, serves=True)
+        self._renewal = Renewal()
+        transport = transport or open_transport(config.tls, serves=True, renewal=self._renewal)
         self._rng, self._transport = rng, transport
         self._discovery = discovery
         facts = {"namespace": config.namespace, "component": config.component, "instance_id": self.instance}
@@ -180,6 +182,8 @@ class WorkerProcess:
             if record is not None:
                 await self._enter(record)
                 watchers.append(asyncio.create_task(self.kv.watch(), name="kv-events"))
+                if self._renewal:
+                    watchers.append(asyncio.create_task(self._renewal.run(), name="certificates"))
                 watchers.append(asyncio.create_task(self.vitals.canary.run(), name="canary"))
                 keeper = asyncio.create_task(self._keep_record(record), name="record")
                 watchers.append(keeper)
