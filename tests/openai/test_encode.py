@@ -15,6 +15,7 @@ from holdfast.openai import encode, responses
 from holdfast.openai.encode import ChatChoice, ChatStreamEncoder, CompletionStreamEncoder, TextChoice
 from holdfast.openai.logprobs import LegacyLogprobs, TokenNames
 from holdfast.openai.responses import Continuity, Migration, ToolCall, ToolCallFunction
+from holdfast.runtime.streams import NO_LOGPROB
 
 VOCABULARY = [b"Hello", b" w\xc3\xb6rld", b"\xe2\x80", b'"\n', b""]
 NAMES = TokenNames(VOCABULARY.__getitem__)
@@ -169,6 +170,18 @@ def test_completion_events_are_valid() -> None:
 def test_legacy_logprobs_without_alternatives() -> None:
     piece = json.loads(LegacyLogprobs(NAMES, alternatives=False).piece([0], [(-1.0, [])]))
     assert piece == {"tokens": ["Hello"], "token_logprobs": [-1.0], "top_logprobs": None, "text_offset": [0]}
+
+
+def test_tokens_whose_worker_does_not_tell_have_no_entry_in_chat_and_null_in_the_legacy_form() -> None:
+    logprobs = [LOGPROBS[0], NO_LOGPROB, LOGPROBS[2]]
+    entries = msgspec.json.decode(b"[%b]" % NAMES.chat_entries(TOKENS, logprobs))
+    assert [entry["token"] for entry in entries] == ["Hello", "\ufffd"]
+    piece = LegacyLogprobs(NAMES).piece(TOKENS, logprobs)
+    assert strict(responses.CompletionLogprobs, piece) is None
+    read = json.loads(piece)
+    assert read["token_logprobs"] == [-0.5, None, -9999.0]
+    assert read["top_logprobs"][1] is None
+    assert read["text_offset"] == [0, 5, 11]
 
 
 def test_whole_chat_completion() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from holdfast.base.errors import Disconnected, EngineFailed, PeerSilent, StreamIncomplete, WorkerDraining
 from holdfast.engines.contract import Sampling
+from holdfast.runtime.streams import NO_LOGPROB
 from tests.requests.fakes import EOS, Client, FakeStream, Fleet, card, settle, truth
 from tests.support.virtual_time import virtual
 
@@ -330,3 +331,18 @@ async def test_choices_of_one_request_move_alone() -> None:
     assert [e.endings[0].attempts for e in client.sinks] == [1, 2, 1]
     assert len({tuple(s.tokens) for s in client.sinks}) == 3
     assert fleet.leases() == {}
+
+
+@virtual
+async def test_log_probabilities_stay_with_their_tokens_when_only_one_of_two_workers_tells_them() -> None:
+    fleet = Fleet()
+    client, first = await started(fleet, sampling=Sampling(logprobs=1))
+    first.accept().emit(2)
+    await settle()
+    first.emit(1).breaks(Disconnected("reset"))
+    await settle()
+    second = fleet.attempts[-1].accept().emit(LENGTH - 3, logprobs=True)
+    second.end("length")
+    await settle()
+    told = client.sink.logprobs
+    assert [known is not NO_LOGPROB for known in told] == [False] * 3 + [True] * (LENGTH - 3)

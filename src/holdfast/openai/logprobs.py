@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from holdfast.runtime.streams import Logprobs
+from holdfast.runtime.streams import NO_LOGPROB, Logprobs
 
 UNLIKELY = -9999.0
 _encode = msgspec.json.Encoder().encode
@@ -52,8 +52,12 @@ class TokenNames:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw)
 
     def chat_entries(self, tokens: Sequence[int], logprobs: Logprobs) -> bytes:
-        """Return the entries of ``logprobs.content`` for these tokens as JSON, joined by commas."""
-        return b",".join([self._entry(token, *values) for token, values in zip(tokens, logprobs, strict=True)])
+        """Return the entries of ``logprobs.content`` for these tokens as JSON, joined by commas.
+
+        Tokens whose worker does not tell are left out: the form has no word for them.
+        """
+        pairs = zip(tokens, logprobs, strict=True)
+        return b",".join([self._entry(token, *values) for token, values in pairs if values is not NO_LOGPROB])
 
     def _entry(self, token: int, logprob: float, top: Sequence[tuple[int, float]]) -> bytes:
         alternatives = b",".join([b"%b}" % self._one(other, value) for other, value in top])
@@ -90,25 +94,28 @@ class LegacyLogprobs:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def piece(self, tokens: Sequence[int], logprobs: Logprobs) -> bytes:
-        """Return the ``logprobs`` object of the next tokens as JSON."""
+        """Return the ``logprobs`` object of the next tokens as JSON; null stands for what a worker does not tell."""
         offsets: list[int] = []
-        tops: list[dict[str, float]] = []
+        tops: list[dict[str, float] | None] = []
         names = [self._names.text(token) for token in tokens]
-        for token, name, (logprob, top) in zip(tokens, names, logprobs, strict=True):
+        for token, name, known in zip(tokens, names, logprobs, strict=True):
             offsets.append(self._offset)
             self._offset += len(self._decoder.decode(self._names.raw(token)))
             if self._alternatives:
-                best = {self._names.text(other): finite(value) for other, value in top}
-                best.setdefault(name, finite(logprob))
-                tops.append(best)
+                tops.append(self._top(name, *known) if known is not NO_LOGPROB else None)
         return _encode(
             {
                 "tokens": names,
-                "token_logprobs": [finite(logprob) for logprob, _ in logprobs],
+                "token_logprobs": [finite(known[0]) if known is not NO_LOGPROB else None for known in logprobs],
                 "top_logprobs": tops if self._alternatives else None,
                 "text_offset": offsets,
             }
         )
+
+    def _top(self, name: str, logprob: float, top: Sequence[tuple[int, float]]) -> dict[str, float]:
+        best = {self._names.text(other): finite(value) for other, value in top}
+        best.setdefault(name, finite(logprob))
+        return best
 
 
 def finite(logprob: float) -> float:

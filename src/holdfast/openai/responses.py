@@ -83,11 +83,11 @@ class ChatLogprobs(msgspec.Struct, frozen=True):
 
 
 class CompletionLogprobs(msgspec.Struct, frozen=True):
-    """Log probabilities in the legacy form. ``text_offset``: characters from the start of the text."""
+    """Log probabilities in the legacy form. ``text_offset``: characters from the start of the text. Null: unknown."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]] | None
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None] | None
     text_offset: list[int]
 
 

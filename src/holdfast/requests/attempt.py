@@ -16,7 +16,7 @@ from holdfast.base.limits import INITIAL_CREDIT_TOKENS
 from holdfast.engines.contract import GenerateRequest
 from holdfast.requests.poison import is_death
 from holdfast.routing.claims import ANY_RANK
-from holdfast.runtime.streams import Logprobs, StreamHandle
+from holdfast.runtime.streams import NO_LOGPROB, Logprobs, StreamHandle
 from holdfast.telemetry.context import attempt_traceparent
 from holdfast.wire.frames import OpenHeaders
 
@@ -34,7 +34,7 @@ class Attempt:
 
     __slots__ = (
         "accepted", "accepted_at", "base", "generation", "handle", "number", "placed", "proof", "refill_at", "result",
-        "sent", "started_at", "watched", "window",
+        "scored", "sent", "started_at", "watched", "window",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
@@ -52,6 +52,8 @@ class Attempt:
         """Whether the driver wants to know about new tokens: until there are enough of them."""
         self.proof = generation.need.suspicion.proof
         """New tokens that count as progress."""
+        self.scored = generation.plan.sampling.logprobs is not None
+        """Each token has a log probability, or a mark where it would be."""
         self.window = _window(generation.plan.sampling.logprobs or 0)
         """Tokens that the worker may be ahead of the client."""
         self.refill_at = self.base + self.window // 2
@@ -138,6 +140,8 @@ class Attempt:
             generation.pending = tokens
         if logprobs is not None:
             generation.pending_logprobs.extend(logprobs)
+        elif self.scored:
+            generation.pending_logprobs.extend([NO_LOGPROB] * len(tokens))
         if not generation.dirty:
             generation.dirty = True
             generation.flusher.streams.append(generation)

@@ -9,6 +9,7 @@ Must never know what the tokens mean.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from holdfast.wire.frames import OpenHeaders
 
 Logprobs = list[tuple[float, list[tuple[int, float]]]]
 """Per token: (natural-log probability, [(token id, log probability) of the most likely ones])."""
+NO_LOGPROB: tuple[float, list[tuple[int, float]]] = (math.nan, [])
+"""Stands for a token whose worker does not tell (protocol version 1); compared by identity."""
 
 
 class StreamHandler(Protocol):

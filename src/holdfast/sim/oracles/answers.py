@@ -102,8 +102,10 @@ def _take_logprobs(choice: Choice, logprobs: dict[str, Any] | None) -> None:
         choice.logprobs += [entry["logprob"] for entry in logprobs["content"]]
         choice.tokens += [entry["token"] for entry in logprobs["content"]]
     else:
-        choice.logprobs += logprobs["token_logprobs"]
-        choice.tokens += logprobs["tokens"]
+        told = zip(logprobs["tokens"], logprobs["token_logprobs"], strict=True)
+        known = [(token, logprob) for token, logprob in told if logprob is not None]
+        choice.tokens += [token for token, _ in known]
+        choice.logprobs += [logprob for _, logprob in known]
 
 
 def _read_whole(answer: Answer, data: bytes) -> None:
