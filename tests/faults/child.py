@@ -106,14 +106,14 @@ class _Anybody(dict[str, str]):
 def _frontend(journal: Journal) -> None:
     from holdfast.frontend import process  # noqa: PLC0415
     from holdfast.frontend.assembly import Assembled  # noqa: PLC0415
+    from holdfast.sim.versions import age_frontend  # noqa: PLC0415
     from holdfast.sim.watching import Watching  # noqa: PLC0415
-    from holdfast.wire.frames import OLDEST_VERSION  # noqa: PLC0415
 
     def assembled(*args: Any, **how: Any) -> Assembled:
         made = Assembled(*args, **how)
         services, pool = made.services, made.pool
-        if os.environ.get(OLD) and journal.incarnation == 1:
-            pool.settings = msgspec.structs.replace(pool.settings, versions=(OLDEST_VERSION, OLDEST_VERSION))
+        if os.environ.get(OLD):
+            age_frontend(pool)
         watching = Watching(
             journal.name,
             PostedHistory(journal),  # type: ignore[arg-type]
@@ -162,6 +162,7 @@ def _worker(journal: Journal) -> None:
     from holdfast.sim.caches import CacheFaults  # noqa: PLC0415
     from holdfast.sim.engine import SimEngine  # noqa: PLC0415
     from holdfast.sim.history import Life, Sequence  # noqa: PLC0415
+    from holdfast.sim.versions import age_worker  # noqa: PLC0415
     from holdfast.worker import hosted  # noqa: PLC0415
     from holdfast.worker.process import WorkerProcess  # noqa: PLC0415
 
@@ -226,6 +227,8 @@ def _worker(journal: Journal) -> None:
 
     def made(self: Any, *args: Any, **how: Any) -> None:
         make(self, *args, **how)
+        if os.environ.get(OLD):
+            age_worker(self.server)
         self.caches = CacheFaults(self)
         processes.append(self)
 

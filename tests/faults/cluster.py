@@ -33,6 +33,7 @@ from holdfast.sim.cluster import BACKOFF, HANG_FLOOR, INHIBITED, instance_of
 from holdfast.sim.history import Life, Residue
 from holdfast.sim.history import View as Seen
 from holdfast.sim.plan import Plan, frontend_names, worker_names
+from holdfast.wire.frames import OLDEST_VERSION, VERSION
 from tests.faults import child
 from tests.faults.ledger import Ledger
 
@@ -82,6 +83,7 @@ class Cluster:
         """What each frontend got wrong about each worker's KV cache when both told last."""
         self._incarnations: dict[str, int] = {}
         self._back_after: dict[str, float] = {}
+        self._upgraded: set[str] = set()
         self._stopping = False
         self._cookie = secrets.token_hex(16)
         self._tasks: asyncio.TaskGroup | None = None
@@ -159,12 +161,14 @@ class Cluster:
             return
         number = self._incarnations[name] = self._incarnations.get(name, 0) + 1
         role: Literal["frontend", "worker"] = "worker" if name in self.rpc_ports else "frontend"
-        life = Life(name, role, number, started=asyncio.get_running_loop().time())
+        old = name in self.plan.old and name not in self._upgraded
+        version = OLDEST_VERSION if old else VERSION
+        life = Life(name, role, number, started=asyncio.get_running_loop().time(), version=version)
         self.ledger.lives[name, number] = life
         self.ledger.history.lives.append(life)
         if role == "worker":
             await self.proxies[name].listen()
-        spec = ChildSpec(name, self._argv(name), self._env(name, number))
+        spec = ChildSpec(name, self._argv(name), self._env(name, number, old=old))
         started = await Child.start(spec, self._cookie, {k: v for k, v in os.environ.items() if k[:4] != "DYN_"})
         assert self._tasks is not None
         watch = self._tasks.create_task(self._watch(name, life, started), name=f"watch-{name}")
@@ -211,11 +215,12 @@ class Cluster:
         life.how, life.code, life.ended = life.how or "crashed", -9, life.ended or asyncio.get_running_loop().time()
 
     def terminate(self, name: str, back_after: float = BACKOFF) -> bool:
-        """SIGTERM; returns whether it ran."""
+        """SIGTERM, for a process of today's version; returns whether it ran."""
         process = self.processes.get(name)
         if process is None:
             return False
         self._back_after[name] = back_after
+        self._upgraded.add(name)
         if process.life.role == "frontend":
             process.life.draining = process.life.draining or asyncio.get_running_loop().time()
         process.child.signal(signal.SIGTERM)
@@ -237,7 +242,7 @@ class Cluster:
         ports = ("--tcp-rpc-port", str(self.rpc_ports[name]))
         return (*python, "worker", "--engine", "mock", *ports, *limits, *size, events)
 
-    def _env(self, name: str, incarnation: int) -> dict[str, str]:
+    def _env(self, name: str, incarnation: int, *, old: bool) -> dict[str, str]:
         plan = self.plan
         if name not in self.views:
             self.views[name] = View(self.root / f"discovery-{name}", self._directory())
@@ -249,7 +254,7 @@ class Cluster:
             child.SOCKET: str(self.ledger.path),
             child.NAME: name,
             child.INCARNATION: str(incarnation),
-            child.OLD: "yes" if name in plan.old else "",
+            child.OLD: "yes" if old else "",
             child.BUG: self._bug,
         }
         if plan.secret:

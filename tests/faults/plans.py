@@ -40,7 +40,7 @@ def settings(plan: Plan, seed: int) -> tuple[Setting, Plan]:
     if plan.profile in ("bulk", "caches"):
         return plan.profile, msgspec.structs.replace(plan, **{**_PLAIN, "blocks": plan.blocks})
     if seed % GUARDED_EVERY == 0:
-        old = {"old": ("frontend-0",), "secret": "a shared secret", "canary": True}
+        old = {"old": ("frontend-0", "worker-1"), "secret": "a shared secret", "canary": True}
         return "guarded", msgspec.structs.replace(plan, **{**_PLAIN, **old})
     return "plain", msgspec.structs.replace(plan, **_PLAIN)
 

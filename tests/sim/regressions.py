@@ -57,6 +57,15 @@ FOUND: tuple[Found, ...] = (
         "since the wire protocol was written",
         "ff43574",
     ),
+    Found(
+        1325,
+        "kept",
+        "A request with log probabilities failed as an internal error when its stream moved from a worker of protocol "
+        "version 1, which has none, to one of version 2 while its client took nothing: the batch had more tokens than "
+        "log probabilities",
+        "6 hours: since version 2 was written",
+        "42d9c85",
+    ),
 )
 
 

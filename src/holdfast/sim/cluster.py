@@ -25,6 +25,7 @@ from holdfast.sim.processes import FrontendProcess, SimProcess, WorkerHost
 from holdfast.sim.texts import published_files
 from holdfast.sim.workload import Wish
 from holdfast.sim.world import World
+from holdfast.wire.frames import OLDEST_VERSION, VERSION
 from holdfast.worker.config import WorkerConfig
 
 RPC_PORT = 7000
@@ -55,6 +56,7 @@ class SimCluster:
         self.processes: dict[str, SimProcess] = {}
         """The present incarnation by name; absent while there is none."""
         self._back_after: dict[str, float] = {}
+        self._upgraded: set[str] = set()
         self._incarnations: dict[str, int] = {}
         self.exchanges: list[Exchange] = []
         self.rolling = False
@@ -106,13 +108,19 @@ class SimCluster:
         return True
 
     def terminate(self, name: str, back_after: float = BACKOFF) -> bool:
-        """Ask a process to leave (SIGTERM); returns whether it ran."""
+        """Ask a process to leave (SIGTERM), for one of today's version; returns whether it ran."""
         process = self.processes.get(name)
         if process is None:
             return False
         self._back_after[name] = back_after
+        self._upgraded.add(name)
         process.terminate()
         return True
+
+    def version(self, name: str) -> int:
+        """Return the newest protocol version that the next start of a process speaks: its latest one's, until it was
+        asked to leave."""
+        return OLDEST_VERSION if name in self.plan.old and name not in self._upgraded else VERSION
 
     def back_after(self, name: str, seconds: float) -> None:
         """When this process ends, it is started again after so long."""

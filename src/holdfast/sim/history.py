@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 
 from holdfast.engines.contract import GenerateRequest
+from holdfast.wire.frames import VERSION
 
 Surface = Literal["chat", "completions"]
 CallEnding = Literal["", "complete", "broken", "left", "unreachable"]
@@ -132,6 +133,8 @@ class Life(msgspec.Struct):
     ended: float = 0.0
     how: Literal["", "exited", "crashed", "failed"] = ""
     code: int = 0
+    version: int = VERSION
+    """Of the wire protocol: the newest that it speaks."""
 
 
 class Fired(msgspec.Struct, frozen=True):

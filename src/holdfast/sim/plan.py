@@ -71,7 +71,8 @@ class Plan(msgspec.Struct, frozen=True):
     canary: bool = False
     """Workers test themselves when they are idle."""
     old: tuple[str, ...] = ()
-    """Frontends whose first start speaks the oldest protocol version: a rolling upgrade replaces them."""
+    """Processes that speak the oldest protocol version until they are asked to leave: a rolling upgrade replaces
+    them."""
     kv_events: bool = False
     """Workers tell frontends what is in their KV caches."""
     kv_warm: bool = True
@@ -122,7 +123,7 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
     if profile == "exodus":
         faults += _exodus(tape, shape)
     tight = profile == "overload"
-    return Plan(
+    plan = Plan(
         shape,
         profile,
         wishes,
@@ -143,6 +144,19 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         secret="a shared secret" if tape.plan.chance(0.25, "secret") else "",
         kv_events=profile == "caches" or tape.plan.chance(0.3, "KV events"),
     )
+    return _mixed_fleet(tape, plan) if tape.plan.chance(0.12, "old workers") else plan
+
+
+def _mixed_fleet(tape: Tape, plan: Plan) -> Plan:
+    """Some workers, or all of them, speak the oldest protocol version; mostly somebody upgrades the fleet meanwhile."""
+    names = worker_names(plan.shape)
+    first, number = tape.plan.choose(len(names), "first old worker"), 1 + tape.plan.choose(len(names), "old workers")
+    old = tuple(sorted(names[(first + i) % len(names)] for i in range(number)))
+    faults = plan.faults
+    if plan.profile != "discovery" and not plan.shape.only and tape.plan.chance(0.7, "upgrade"):
+        upgrade = f.RollingRestart(at=tape.plan.uniform(0.4, plan.shape.span * 0.9, "upgrade at"), target="worker")
+        faults = tuple(sorted((*faults, upgrade), key=lambda fault: fault.at))
+    return msgspec.structs.replace(plan, old=(*plan.old, *old), faults=faults)
 
 
 _STREAM_MOMENTS: tuple[Moment, ...] = ("stream", "dispatch", "accept", "first", "stream", "end", "now")

@@ -11,8 +11,6 @@ import signal
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.drain import Drain
@@ -21,6 +19,7 @@ from holdfast.sim.clients import Connected
 from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Fired, Life, Residue
 from holdfast.sim.texts import read_text
+from holdfast.sim.versions import age_frontend, age_worker
 from holdfast.sim.watching import Watching, replace
 from holdfast.sim.workload import MODEL
 from holdfast.wire.frames import OLDEST_VERSION
@@ -51,7 +50,10 @@ class SimProcess(abc.ABC):
         self.cluster, self.name = cluster, name
         self.world = cluster.world
         self.host = cluster.world.boot(name)
-        self.life = Life(name, self.role, incarnation, started=self.world.loop.time())
+        version = cluster.version(name)
+        self.life = Life(name, self.role, incarnation, started=self.world.loop.time(), version=version)
+        if version == OLDEST_VERSION:
+            cluster.history.see(f"old {self.role}")
         cluster.history.lives.append(self.life)
         self._frozen_until = 0.0
 
@@ -154,6 +156,8 @@ class WorkerHost(SimProcess):
             transport=world.network.transport(self.host),
             on_ready=self._ready,
         )
+        if self.life.version == OLDEST_VERSION:
+            age_worker(self.worker.server)
         self.caches = CacheFaults(self.worker)
         inner = self.worker.server.drain
 
@@ -234,10 +238,8 @@ class FrontendProcess(SimProcess):
             wall=self.host.wall,
             read_text=read_text,
         )
-        if self.name in cluster.plan.old and self.life.incarnation == 1:
-            pool = self.assembled.pool
-            pool.settings = msgspec.structs.replace(pool.settings, versions=(OLDEST_VERSION, OLDEST_VERSION))
-            cluster.history.see("old protocol")
+        if self.life.version == OLDEST_VERSION:
+            age_frontend(self.assembled.pool)
         services = self.assembled.services
         self.watching = Watching(
             self.name,

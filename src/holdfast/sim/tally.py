@@ -46,7 +46,7 @@ SOMETIMES: tuple[str, ...] = (
     *("rolled worker", "rolled frontend"),
     *("prompt crash", "prompt freeze"),
     "join exact",
-    "old protocol",
+    *("old worker", "old frontend", "moved to a newer version", "moved to an older version"),
 )
 """Counters (`History.seen`) of which none may be 0 after a campaign of `ENOUGH`: every fault, also one that hit live
 work, everything that clients do, every migration path, every way for a stream to end, and why requests are rejected."""

@@ -26,6 +26,7 @@ from holdfast.sim.oracles import check_all
 from holdfast.sim.oracles.answers import first_error
 from holdfast.sim.plan import Plan, Shape, draw_plan
 from holdfast.sim.tape import Tape
+from holdfast.sim.versions import version_changes
 from holdfast.sim.workload import Workload
 from holdfast.sim.world import Note, World
 
@@ -140,6 +141,8 @@ class Universe:
             if error:
                 knob = str(error.get("details", {}).get("knob", "")) if isinstance(error.get("details"), dict) else ""
                 self.history.see(f"told {call.status} {error.get('code')} {knob}".rstrip())
+        for before, after in version_changes(self.history):
+            self.history.see(f"moved to {'a newer' if after > before else 'an older'} version")
 
     # -- the course of events --------------------------------------------------------------------------
 

@@ -65,6 +65,12 @@ class Facts(msgspec.Struct):
         """Return one start of a process."""
         return next((x for x in self.history.lives if x.name == name and x.incarnation == incarnation), None)
 
+    def version(self, call: Call, sequence: Sequence) -> int:
+        """Return the protocol version that a call's frontend and the worker of one of its attempts spoke."""
+        asked = [life for life in self.history.lives if life.name == call.frontend and life.started <= call.sent]
+        worker = self.life(sequence.worker, sequence.incarnation)
+        return min(life.version for life in (*asked[-1:], worker) if life is not None)
+
     def disturbed(self, names: set[str], since: float, until: float, kinds: frozenset[str] = UNFAIR) -> float:
         """Return when the last disturbance of these processes within a time was over; 0: there was none.
 

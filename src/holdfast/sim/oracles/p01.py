@@ -5,7 +5,7 @@ For every choice of every answer the true tokens are computed from the first att
 * the text that came is a prefix of the true text, and all of it when the choice ended with a finish reason;
 * the finish reason is the true one;
 * the log probabilities that came are the true ones, token by token (relative tolerance 1e-9: they are the same floats
-  after a trip through JSON), and none is missing, unless the frontend speaks a protocol version without them;
+  after a trip through JSON), and none is missing but those of tokens that came by a protocol version without them;
 * every attempt carried the same prompt, sampling and stop rules as the first, and as generated ids a prefix of the
   true tokens: a continuation from anything else would be foreign even where the text happens to agree;
 * what the first attempt asked for is what the client asked for: its seed (mixed per choice) and its token bound.
@@ -27,6 +27,7 @@ from holdfast.sim.history import Call, Sequence, Violation
 from holdfast.sim.oracles.answers import Choice
 from holdfast.sim.oracles.facts import Facts
 from holdfast.sim.oracles.truth import Truth, truth_of
+from holdfast.wire.frames import LOGPROBS_SINCE
 
 
 def check(facts: Facts) -> Iterator[Violation]:
@@ -47,7 +48,7 @@ def check(facts: Facts) -> Iterator[Violation]:
             yield from _asked(call, choice, truth)
             found = facts.answer(call).choices.get(choice)
             if found is not None:
-                yield from _seen(call, choice, truth, found, complete=call.frontend not in facts.plan.old)
+                yield from _seen(call, choice, truth, found, _told(facts, call, truth, seen))
 
 
 def _stops(call: Call) -> list[str]:
@@ -83,7 +84,20 @@ def _asked(call: Call, choice: int, truth: Truth) -> Iterator[Violation]:
         yield Violation("P3", "the engine was not given the client's bound on tokens", where)
 
 
-def _seen(call: Call, choice: int, truth: Truth, found: Choice, *, complete: bool) -> Iterator[Violation]:
+def _told(facts: Facts, call: Call, truth: Truth, seen: list[Sequence]) -> list[float]:
+    """Return the log probabilities that the client must get: version 1 of the protocol has none."""
+    if not call.body.get("logprobs"):
+        return []
+    attempts = sorted(seen, key=lambda sequence: sequence.request.attempt)
+    starts = [len(sequence.request.generated_ids) // 4 for sequence in attempts]
+    told: list[float] = []
+    for sequence, start, end in zip(attempts, starts, [*starts[1:], truth.used], strict=True):
+        if facts.version(call, sequence) >= LOGPROBS_SINCE:
+            told += truth.logprobs[start:end]
+    return told
+
+
+def _seen(call: Call, choice: int, truth: Truth, found: Choice, told: list[float]) -> Iterator[Violation]:
     where = {"call": call.name, "choice": choice, "tokens": truth.used}
     if not truth.text.startswith(found.text):
         at = next((i for i, (a, b) in enumerate(zip(found.text, truth.text, strict=False)) if a != b), len(truth.text))
@@ -94,9 +108,9 @@ def _seen(call: Call, choice: int, truth: Truth, found: Choice, *, complete: boo
         yield Violation("P1", "the text ended before its end", evidence)
     if found.finishes and found.finish != truth.finish:
         yield Violation("P1", "the finish reason is not the true one", {**where, "got": found.finish})
-    if found.logprobs and not _close(found.logprobs, truth.logprobs[: len(found.logprobs)]):
+    if not _close(found.logprobs, told[: len(found.logprobs)]):
         yield Violation("P1", "log probabilities are not the true ones", where)
-    if found.finishes and call.body.get("logprobs") and complete and len(found.logprobs) != truth.used:
+    if found.finishes and len(found.logprobs) != len(told):
         yield Violation("P1", "log probabilities are missing", {**where, "got": len(found.logprobs)})
 
 
