@@ -20,7 +20,7 @@ import random
 import sys
 import time
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,7 +196,7 @@ def simulate(task: tuple[str, int, str, int, dict[str, float], int | None, int])
         fleet = Fleet([Worker(i, config) for i in range(count)], Prompts(), mode, Weights(**weights), template)
         await fleet.start()
         reports = asyncio.get_running_loop().create_task(fleet.report())
-        source = chosen(Path(path), limit=requests) if path != "none" else no_reuse(requests)
+        source = MADE[path](requests) if path in MADE else chosen(Path(path), limit=requests)
         recording = await replay(source, fleet, Arrivals(concurrency=concurrency), random.Random(1))
         reports.cancel()
         found = summarise(recording, mode, str(concurrency))
@@ -229,6 +229,21 @@ def no_reuse(requests: int) -> Iterator[TraceRequest]:
         yield TraceRequest(timestamp=0, input_length=length, output_length=rng.randint(20, 700), hash_ids=ids)
 
 
+def hot_documents(requests: int) -> Iterator[TraceRequest]:
+    """Yield requests half of which ask something about one of four long documents, most of them about the first."""
+    rng = random.Random(8)
+    for number in range(requests):
+        own = [1_000_000 + number * 1000 + at for at in range(rng.randint(1, 12))]
+        document = rng.choices((0, 1, 2, 3), (8, 4, 2, 1))[0] if rng.random() < 0.5 else -1
+        shared = [1000 * document + at for at in range(60)] if document >= 0 else []
+        ids = shared + own
+        yield TraceRequest(timestamp=0, input_length=512 * len(ids), output_length=rng.randint(20, 700), hash_ids=ids)
+
+
+MADE: dict[str, Callable[[int], Iterator[TraceRequest]]] = {"none": no_reuse, "hot": hot_documents}
+"""Made traces by name."""
+
+
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
     print("concurrency | mode | hit rate | TTFT mean, p50, p99 (s) | tokens/s | ITL mean (ms) | busiest/mean")
@@ -243,7 +258,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description="Router modes side by side on a trace.")
-    parser.add_argument("trace", help="file of requests (Mooncake's format), or 'none': prompts that share nothing")
+    parser.add_argument("trace", help="file of requests (Mooncake's format), or a made one: none, hot (see `MADE`)")
     parser.add_argument("--requests", type=int, default=12_031)
     parser.add_argument("--concurrency", default=",".join(map(str, LOADS)))
     parser.add_argument("--modes", default=",".join(MODES))

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from holdfast.routing.cost import Candidate, Terms, Weights, pick, weigh
+from holdfast.routing.cost import Candidate, Terms, Weights, credit_of, pick, weigh
 
 NOTHING = (0, 0, 0)
 
@@ -50,6 +50,19 @@ def test_tiers_credit_and_requests() -> None:
 def test_credit_decays_with_prefill_above_the_least_loaded() -> None:
     assert cost((6, 0, 0), tokens=160, least=160, overlap_score_credit_decay=1.0) == 14
     assert cost((6, 0, 0), tokens=160, least=0, overlap_score_credit_decay=1.0) == 20 - 3
+
+
+def test_what_another_candidate_holds_costs_more_than_what_nobody_has() -> None:
+    """Ten blocks; another one holds six of them, this one two: the four between them are computed again."""
+    here = Candidate("w", 0, (2, 0, 0), (2, 0, 0), 0, 0, 0)
+    weights = Weights(recompute_weight=3.0)
+    assert weigh(here, 160, 16, weights, 0).cost == 8, "nobody has more"
+    assert weigh(here, 160, 16, weights, 0, most_credit=6.0).cost == 8 + 3 * 4
+    assert weigh(here, 160, 16, Weights(recompute_weight=0.0), 0, most_credit=6.0).cost == 8
+    assert weigh(here, 160, 16, Weights(overlap_score_weight=0.0), 0, most_credit=6.0).cost == 0, (
+        "only load counts then"
+    )
+    assert credit_of(here, 160, Weights(overlap_score_credit=0.0), 0) == 0
 
 
 def test_taints_multiply_within_bounds() -> None:

@@ -113,7 +113,11 @@ def test_load_outweighs_a_small_overlap() -> None:
     busy = next(w for w in scene.workers if w.instance == home)
     busy.say(used=10, running=1)
     assert scene.choose(prompt((1, 30))).instance == home
-    busy.say(used=10, prefill=64 * 40, running=1)
+    busy.say(used=10, prefill=64 * 100, running=1)
+    assert scene.choose(prompt((1, 30))).instance == home, "computing 20 blocks again costs others too"
+    plain = Weights(recompute_weight=0.0)
+    assert scene.choose(prompt((1, 30)), weights=plain).instance != home, "the reference counts this request alone"
+    busy.say(used=10, prefill=64 * 200, running=1)
     decision = scene.choose(prompt((1, 30)))
     assert decision.instance != home
     assert (decision.best, decision.overlap) == (20, 0)

@@ -5,12 +5,14 @@ The two forms of the reference (runtime notes, 3.5) are one here::
     prefill = max((tokens in hand + prompt) / block - credits, 0)
     credits = c * device + host_weight * host + disk_weight * disk
     c       = credit / (1 + decay * excess / prompt blocks)
+    again   = recompute_weight * (the largest credits of any candidate - credits)
     load    = blocks in use + request_weight * requests
-    cost    = overlap_score_weight * prefill_scale * prefill + decode_scale * load
+    cost    = overlap_score_weight * prefill_scale * (prefill + again) + decode_scale * load
 
-With decode_scale 1 and everything but `overlap_score_weight` at its default this is the older one. ``excess``: prefill
-blocks in hand above the least loaded candidate.
-Ours is the decode_scale (`DECODE_LOAD_SCALE`). Wanted taints multiply the cost by ``exp(-tanh(sum of their weights))``.
+With decode_scale 1, recompute_weight 0 and everything but `overlap_score_weight` at its default this is the older one.
+``excess``: prefill blocks in hand above the least loaded candidate.
+Ours are the decode_scale (`DECODE_LOAD_SCALE`) and what is computed again (`RECOMPUTE_WEIGHT`). Wanted taints multiply
+the cost by ``exp(-tanh(sum of their weights))``.
 
 Must never know a worker.
 """
@@ -30,6 +32,15 @@ and what is in use there already costs it little: on a chat trace the smaller we
 more throughput at every load (docs/performance.md)."""
 
 
+RECOMPUTE_WEIGHT = 8.0
+"""What a block counts on top that some candidate holds and this one would compute again. Waiting behind a queue costs
+only the request that waits. Computing what is there already costs everybody on that worker, whose steps it prolongs,
+and later requests as well, whose blocks the second copy evicts. Without it a conversation leaves its cache as soon as
+the queue there is longer than its own prefix, the more often the busier the fleet: hits fell from 94 % of the possible
+ones to 80 % between 16 and 256 requests at once; with it they stay at 95 % and above, for no longer waits and more
+throughput (docs/performance.md)."""
+
+
 class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """The parameters of the cost, under the reference's names."""
 
@@ -45,6 +56,9 @@ class Weights(msgspec.Struct, frozen=True, kw_only=True):
     """Blocks that each request in hand costs on top."""
     host_cache_hit_weight: float = 0.75
     disk_cache_hit_weight: float = 0.25
+    recompute_weight: float = RECOMPUTE_WEIGHT
+    """Blocks that each credited block counts which another candidate holds and this one does not; 0: the reference's
+    cost."""
     router_temperature: float = 0.0
     """0: the least cost; above: by chance, the more evenly the higher (`pick`)."""
 
@@ -91,7 +105,19 @@ class Candidate(msgspec.Struct, frozen=True, gc=False):
     """Sum of the weights of those taints that are wanted and there."""
 
 
-def weigh(one: Candidate, length: int, block_size: int, weights: Weights, least_tokens: int) -> Terms:
+def credit_of(one: Candidate, length: int, weights: Weights, least_tokens: int) -> float:
+    """Return how many blocks count as not to be computed on one rank; arguments as in `weigh`."""
+    credit = weights.overlap_score_credit
+    if weights.overlap_score_credit_decay:
+        excess = (one.tokens - least_tokens) / max(length, 1)
+        credit /= 1.0 + weights.overlap_score_credit_decay * excess
+    device, host, disk = one.credited
+    return credit * device + weights.host_cache_hit_weight * host + weights.disk_cache_hit_weight * disk
+
+
+def weigh(
+    one: Candidate, length: int, block_size: int, weights: Weights, least_tokens: int, *, most_credit: float = 0.0
+) -> Terms:
     """Return the cost of one rank.
 
     Args:
@@ -100,19 +126,16 @@ def weigh(one: Candidate, length: int, block_size: int, weights: Weights, least_
         block_size: tokens per block.
         weights: parameters.
         least_tokens: prompt tokens that the least loaded candidate has in hand.
+        most_credit: the largest `credit_of` of any candidate.
     """
-    credit = weights.overlap_score_credit
-    if weights.overlap_score_credit_decay:
-        excess = (one.tokens - least_tokens) / max(length, 1)
-        credit /= 1.0 + weights.overlap_score_credit_decay * excess
-    device, host, disk = one.credited
-    found = credit * device + weights.host_cache_hit_weight * host + weights.disk_cache_hit_weight * disk
-    prefill = max((one.tokens + length) / block_size - found, 0.0)
-    cost = weights.overlap_score_weight * weights.prefill_load_scale * prefill
+    credit = credit_of(one, length, weights, least_tokens)
+    prefill = max((one.tokens + length) / block_size - credit, 0.0)
+    again = weights.recompute_weight * max(most_credit - credit, 0.0)
+    cost = weights.overlap_score_weight * weights.prefill_load_scale * (prefill + again)
     cost += weights.decode_load_scale * (one.blocks + weights.decode_active_request_weight * one.requests)
     if one.preference:
         cost *= math.exp(-math.tanh(one.preference))
-    return Terms(one.instance, one.rank, *one.tiers, prefill, one.blocks, one.requests, cost, device + host + disk)
+    return Terms(one.instance, one.rank, *one.tiers, prefill, one.blocks, one.requests, cost, sum(one.credited))
 
 
 def pick(terms: Sequence[Terms], temperature: float, rng: random.Random, recent: Callable[[Terms], float]) -> Terms:

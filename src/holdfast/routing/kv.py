@@ -20,7 +20,7 @@ import msgspec
 
 from holdfast.models.card import ModelCard
 from holdfast.routing.claims import Ledger, Reporting
-from holdfast.routing.cost import Candidate, Terms, Weights, pick, weigh
+from holdfast.routing.cost import Candidate, Terms, Weights, credit_of, pick, weigh
 from holdfast.routing.knowledge import Overlaps
 from holdfast.routing.templates import Templates
 
@@ -175,7 +175,8 @@ class KvRouter:
             weights = _counting(weights, found, prompt)
         least = min(one.tokens for one in found)
         size = prompt.block_size
-        terms = [weigh(one, prompt.length, size, weights, least) for one in found]
+        most = max(credit_of(one, prompt.length, weights, least) for one in found)
+        terms = [weigh(one, prompt.length, size, weights, least, most_credit=most) for one in found]
         chosen = pick(terms, weights.router_temperature, self._rng, lambda one: self._recent(one, now))
         worker = next(w for w in workers if w.instance == chosen.instance)
         self._give(chosen, prompt, now)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from holdfast.base.settings import setting
-from holdfast.routing.cost import DECODE_LOAD_SCALE, Weights
+from holdfast.routing.cost import DECODE_LOAD_SCALE, RECOMPUTE_WEIGHT, Weights
 
 QueuePolicy = Literal["fcfs", "wspt"]
 
@@ -88,6 +88,16 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
             ge=0,
         ),
     ] = 0.25
+    recompute_weight: Annotated[
+        float,
+        setting(
+            "DYN_ROUTER_RECOMPUTE_WEIGHT",
+            "What a block counts on top that another worker holds and this one would compute again; 0: as in the "
+            "reference.",
+            flag="router-recompute-weight",
+            ge=0,
+        ),
+    ] = RECOMPUTE_WEIGHT
     router_temperature: Annotated[
         float, setting("DYN_ROUTER_TEMPERATURE", "0: the least cost; above: by chance, the more evenly.", ge=0)
     ] = 0.0
