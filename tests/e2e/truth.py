@@ -29,6 +29,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     stop: tuple[str, ...] = ()
     chat: bool = True
     model: str = "mock"
+    lora: str | None = None
+    """The adapter that ``model`` is, if it is one."""
     more: dict[str, Any] = {}
     """Further fields of the body."""
 
@@ -61,7 +63,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
         fields = {name: self.more[name] for name in _SAMPLED if name in self.more}
         sampling = Sampling(seed=mix(self.seed, choice), **{"temperature": self.temperature, **fields})
         stop = StopRules(self.max_tokens, self.more.get("min_tokens", 0))
-        request = GenerateRequest("r", self.model, pack_ids(self.prompt_ids()), sampling, stop)
+        request = GenerateRequest("r", self.model, pack_ids(self.prompt_ids()), sampling, stop, lora=self.lora)
         return expected_tokens(request)
 
     def expected(self, choice: int = 0) -> tuple[str, str, int]:

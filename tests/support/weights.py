@@ -2,6 +2,7 @@
 
 import json
 import struct
+from pathlib import Path
 
 
 def safetensors(tensors):
@@ -15,3 +16,16 @@ def safetensors(tensors):
         at += size
     raw = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     return struct.pack("<Q", len(raw)) + raw + bytes(at)
+
+
+def adapter_directory(path: Path, *, fill: int = 0, rank: int = 2, hidden: int = 4) -> Path:
+    """Write a LoRA adapter whose weights are all one byte; returns its directory."""
+    path.mkdir(parents=True)
+    name = "base_model.model.model.layers.0.self_attn.q_proj"
+    shapes = {f"{name}.lora_A.weight": ("F32", (rank, hidden)), f"{name}.lora_B.weight": ("F32", (hidden, rank))}
+    data = safetensors(shapes)
+    size = 2 * 4 * rank * hidden
+    (path / "adapter_model.safetensors").write_bytes(data[:-size] + bytes([fill]) * size)
+    config = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": rank, "lora_alpha": rank}
+    (path / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
+    return path

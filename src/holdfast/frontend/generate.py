@@ -228,6 +228,7 @@ class GenerateRoute:
                         priority=steering.priority,
                         strict_priority=steering.strict_priority,
                         cache_salt=spec.cache_salt,
+                        lora=card.lora,
                         terminal_ids=terminal,
                         extra={} if steering.dp_rank is None else {"data_parallel_rank": steering.dp_rank},
                         route=route,

@@ -5,6 +5,9 @@ by content hash and loaded in the background, so that the first request does not
 its last worker has left: requests then wait for a replacement instead of being told that it never existed. One that
 comes back with other files is loaded anew, and not spoken with the old ones for a moment.
 
+An adapter has its base model's files, so that it can be served as soon as it is seen; one that was unloaded on purpose
+does not exist any more.
+
 Must never choose workers for requests.
 """
 
@@ -13,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, Protocol
 
@@ -116,9 +119,14 @@ class ModelRegistry:
 
     def _compare(self) -> None:
         """Take over what workers say anew about themselves; a model with other files is not served before they came."""
-        for name, cards in self._pool.models().items():
+        known = self._pool.models()
+        self._drop_adapters(known)
+        for name, cards in known.items():
             served = self._served.get(name)
-            if served is None or served.card == cards[0]:
+            if served is None:
+                self._adopt(name, cards[0])
+                continue
+            if served.card == cards[0]:
                 continue
             field = disagreement(served.card, cards[0])
             if field is None:
@@ -126,6 +134,22 @@ class ModelRegistry:
             else:
                 log.warning("model %s came back with another %s; loading it anew", name, field)
                 del self._served[name]
+
+    def _adopt(self, name: str, card: ModelCard) -> None:
+        """Serve an adapter at once, if its base model is."""
+        base = self._served.get(card.base_model) if card.base_model is not None else None
+        if base is None or (base.card.tokenizer, base.card.prompt_files) != (card.tokenizer, card.prompt_files):
+            return
+        self._served[name] = ServedModel(card, base.text, base.defaults)
+        self._loaded.set()
+        log.info("adapter %s of model %s can be served", name, card.base_model)
+
+    def _drop_adapters(self, known: Mapping[str, object]) -> None:
+        """Forget adapters that nobody has any more and nobody will bring back."""
+        gone = [name for name, one in self._served.items() if one.card.base_model is not None and name not in known]
+        for name in gone:
+            del self._served[name]
+            log.info("adapter %s was unloaded everywhere", name)
 
     def ready(self, name: str) -> ServedModel | None:
         """Return a model by name or alias if it is loaded."""

@@ -110,6 +110,15 @@ class Canary:
                 self._readiness.failed(self.endpoint, self._registration, result.why)
         return result
 
+    def doubt(self, why: str) -> None:
+        """Call the endpoint not ready until a canary is good."""
+        self._readiness.failed(self.endpoint, self._registration, why, final=True)
+
+    async def still(self) -> None:
+        """Return when no canary is under way."""
+        async with self._lock:
+            pass
+
     async def run(self) -> None:
         """Watch until cancelled."""
         self._postpone(self._config.canary_wait_time)

@@ -170,7 +170,7 @@ class StatusServer:
 
     def _answer(self, request: HttpRequest, pending: Pending) -> Answer | None:
         path, config = request.path, self._config
-        if path.startswith(PREFIX):
+        if self.control.owns(path):
             return self.control.serve(request, pending)
         answers: dict[str, Callable[[Pending], Answer | None]] = {
             config.system_health_path: self._health,

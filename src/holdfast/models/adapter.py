@@ -5,6 +5,7 @@ Must never import an engine library or ``peft``.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def read_adapter(path: Path, *, hidden_size: int = 0, max_rank: int = 0) -> Adap
         target_modules=(modules,) if isinstance(modules, str) else tuple(sorted(str(one) for one in modules)),
         weight_bytes=_weights(path).stat().st_size,
     )
+
+
+def content_hash(path: Path) -> str:
+    """Return the SHA-256 of an adapter's configuration and weights in hex; reads all of them."""
+    whole = hashlib.sha256()
+    for file in (path / CONFIG, _weights(path)):
+        with file.open("rb") as opened:
+            whole.update(hashlib.file_digest(opened, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _check_kind(path: Path, config: dict[str, Any]) -> None:

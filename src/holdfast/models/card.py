@@ -43,6 +43,9 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     vocab_size: int
     block_size: int
     base_model: str | None = None
+    """Served name of the model that this adapter changes; None: this is no adapter."""
+    adapter_weights: str = ""
+    """SHA-256 in hex of an adapter's files; empty: no adapter, or its engine does not say."""
     # worker fields
     engine: str = ""
     engine_version: str = ""
@@ -76,6 +79,11 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     not_restored: tuple[str, ...] = ()
     """What a continuation starts anew on this engine: ``seed``, ``penalties``, ``min_tokens``, ``guided``."""
 
+    @property
+    def lora(self) -> str | None:
+        """Name of the adapter that requests for this model use; it enters the hashes of their KV blocks."""
+        return self.name if self.base_model is not None else None
+
 
 class PromptFiles(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a frontend needs, beside the tokenizer, to turn messages into a prompt."""
@@ -94,6 +102,7 @@ AGREED_FIELDS = (
     "vocab_size",
     "block_size",
     "base_model",
+    "adapter_weights",
 )
 
 

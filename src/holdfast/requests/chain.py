@@ -19,13 +19,14 @@ class Chain:
     Args:
         prompt_ids: little-endian u32.
         salt: of the cache; None: none.
+        lora: name of the adapter; None: none.
     """
 
-    __slots__ = ("_block_size", "_hashes", "_prompt", "_salt")
+    __slots__ = ("_block_size", "_hashes", "_lora", "_prompt", "_salt")
 
-    def __init__(self, prompt_ids: bytes, salt: str | None = None):
+    def __init__(self, prompt_ids: bytes, salt: str | None = None, lora: str | None = None):
         self._prompt = prompt_ids
-        self._salt = salt
+        self._salt, self._lora = salt, lora
         self._block_size = 0
         self._hashes: array[int] = array("Q")
 
@@ -37,7 +38,7 @@ class Chain:
         done = len(self._hashes)
         if (len(self._prompt) + len(generated)) // stride > done:
             data = self._tail(done * stride, generated)
-            local = local_hashes(data, block_size, salt=self._salt)
+            local = local_hashes(data, block_size, lora=self._lora, salt=self._salt)
             more = sequence_hashes(local, self._hashes[-1] if done else None)
             self._hashes = self._hashes + more if done else more
         return self._hashes

@@ -76,6 +76,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Sorts before ``priority`` in this process's queue; workers are not told."""
     cache_salt: str | None = None
     """Keeps prefix caches of different owners apart."""
+    lora: str | None = None
+    """The adapter that ``model`` is, if it is one: blocks of different adapters are different."""
     terminal_ids: frozenset[int] = frozenset()
     """End-of-sequence and stop token ids that end this stream."""
     extra: dict[str, object] = {}

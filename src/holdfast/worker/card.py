@@ -11,6 +11,24 @@ from holdfast.engines.contract import EngineInfo
 from holdfast.models.card import ModelCard, PromptFiles, artifact_of
 
 
+def adapter_card(base: ModelCard, name: str, weights: str = "") -> ModelCard:
+    """Return the card of an adapter of a model: the same files, sizes and abilities under another name.
+
+    Args:
+        base: card of the model that it changes.
+        name: under which it is served.
+        weights: SHA-256 of its files in hex; empty: it has none.
+    """
+    return msgspec.structs.replace(
+        base,
+        name=name,
+        aliases=(),
+        base_model=base.name,
+        adapter_weights=weights,
+        fingerprint=f"{base.fingerprint}+{weights[:16] or name}",
+    )
+
+
 class Published(msgspec.Struct, frozen=True):
     """A card and the files it names, by SHA-256 in hex."""
 
