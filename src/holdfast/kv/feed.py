@@ -2,7 +2,8 @@
 
 The frontend opens a stream with `Subscribe`. The worker answers with `Opening`; when that announces a snapshot, `Part`s
 and one `Complete` follow; then `Deltas` for ever, with a `Beat` about once a second. Whenever the worker cannot
-provide a batch any more because the frontend took too long, another `Opening` with a snapshot follows.
+provide a batch any more because the frontend took too long, another `Opening` with a snapshot follows; so it does in
+place of `Complete` when a snapshot came to nothing, because the cache was cleared while it was on its way.
 
 Batches are numbered from 1 within an epoch, without gaps; a message may hold several. All blocks are distinct: a block
 is stored once and removed once in each tier of a rank, however many copies the engine keeps. Numbers in ``bytes``

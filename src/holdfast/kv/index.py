@@ -159,6 +159,13 @@ class PrefixIndex(Protocol):
     def snapshot(self, slot: int, /) -> Snapshot:
         """Return what a slot holds; an engine's sidecar sends it, `load` takes it."""
 
+    def slices(self, slot: int, tier: int, budget: int, /) -> Iterator[array[int]]:
+        """Yield what a slot holds in one tier, each block once, looking at no more than `budget` blocks for each array.
+
+        The index may change in between: a block that is held all the while is in exactly one of the arrays, one that
+        comes or goes meanwhile in one or in none.
+        """
+
     def load(self, slot: int, snapshot: Snapshot, /) -> None:
         """Replace what a slot holds."""
 

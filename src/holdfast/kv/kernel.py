@@ -7,6 +7,7 @@ The work is done in ``native/``; this gives it the types of `holdfast.kv.index`.
 from __future__ import annotations
 
 from array import array
+from collections.abc import Iterator
 from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING
 from holdfast.kv.index import Buffer, Counts, Overlap, Snapshot
 from holdfast.kv.tiers import Tier
 
-VERSION = 1
+VERSION = 2
 """Of the compiled module's interface; an older one that was left in a checkout is not used."""
 
 UNAVAILABLE: str = ""
@@ -61,6 +62,13 @@ class KernelIndex(Base):
             array("Q", self.dump(slot, Tier.HOST)),
             array("Q", self.dump(slot, Tier.DISK)),
         )
+
+    def slices(self, slot: int, tier: int, budget: int, /) -> Iterator[array[int]]:
+        """See `PrefixIndex.slices`."""
+        at = 0
+        while at >= 0:
+            found, at = self.scan(slot, tier, at, budget)
+            yield array("Q", found)
 
     def load(self, slot: int, snapshot: Snapshot, /) -> None:
         """See `PrefixIndex.load`."""

@@ -166,7 +166,7 @@ class Feed:
         if opening.epoch != known.epoch and known.epoch:
             known.lost_track("new_epoch", "it has started anew")
             known.restarted()
-        elif self._opened:
+        elif self._opened and self._snapshot is None:  # else the one under way came to nothing, and it begins anew
             known.lost_track("overrun", "this frontend was too slow to follow its KV events")
         self._opened = True
         if opening.snapshot:

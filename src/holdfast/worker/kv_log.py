@@ -26,6 +26,7 @@ from holdfast.kv.hashes import block_hashes, local_hashes, sequence_hashes
 from holdfast.kv.index import CLEARED, REMOVED, STORED
 from holdfast.kv.tiers import Tier, tier_of
 from holdfast.worker.kv_config import KEPT_HASHES
+from holdfast.worker.kv_snapshot import Cut
 
 log = logging.getLogger(__name__)
 
@@ -85,9 +86,12 @@ class KvLog:
         """Number of the last batch."""
         self.outcomes: Counter[tuple[str, EventStatus]] = Counter()
         """Engine events by kind and what became of them."""
+        self.kept_limit = kept
+        self.index = new_index()
+        """What is held, by rank in place of a slot; for `kv_snapshot`."""
+        self.cuts: dict[Cut, None] = {}
+        """Those that are being read, to be told of changes."""
         self._native = native
-        self._kept_limit = kept
-        self._index = new_index()
         self._ranks: set[int] = {0}
         self._digests: dict[int, int] = {}
         self._names: dict[int, Names] = {}
@@ -152,11 +156,11 @@ class KvLog:
 
     def _store(self, rank: int, tier: Tier, hashes: array[int]) -> None:
         before = self._count(rank, tier)
-        self._index.apply_stored(rank, tier, hashes)
+        self.index.apply_stored(rank, tier, hashes)
         if self._count(rank, tier) - before == len(hashes):
             self._note(STORED, rank, tier, hashes)
             return
-        self._index.apply_removed(rank, tier, hashes)  # some are copies of what is there: which ones?
+        self.index.apply_removed(rank, tier, hashes)  # some are copies of what is there: which ones?
         fresh = array("Q", [one for one in hashes if self._changes(rank, tier, one, store=True)])
         self._note(STORED, rank, tier, fresh)
 
@@ -173,7 +177,7 @@ class KvLog:
 
     def _remove(self, rank: int, tier: Tier, hashes: array[int]) -> int:
         """Return how many blocks, or copies of blocks, were there."""
-        index = self._index
+        index = self.index
         before = index.counts(rank)
         if before.repeats or index.lookup(hashes, anywhere=True).of(rank)[tier] != len(hashes):
             gone = array("Q", [one for one in hashes if self._changes(rank, tier, one, store=False)])
@@ -189,25 +193,28 @@ class KvLog:
     def _changes(self, rank: int, tier: Tier, one: int, *, store: bool) -> bool:
         """Apply one block; returns whether it is the first or the last copy."""
         before = self._count(rank, tier)
-        (self._index.apply_stored if store else self._index.apply_removed)(rank, tier, array("Q", (one,)))
+        (self.index.apply_stored if store else self.index.apply_removed)(rank, tier, array("Q", (one,)))
         return self._count(rank, tier) != before
 
     def _cleared(self, rank: int) -> EventStatus:
         self._names.pop(rank, None)
-        self._index.clear(rank)
+        self.index.clear(rank)
         self._digests[rank] = 0
         for tier in Tier:
             self._note(CLEARED, rank, tier, array("Q"))
         return "ok"
 
     def _count(self, rank: int, tier: Tier) -> int:
-        return self._index.counts(rank)[tier]
+        return self.index.counts(rank)[tier]
 
     # ---- batches ----
 
     def _note(self, operation: int, rank: int, tier: Tier, hashes: array[int]) -> None:
         if not hashes and operation != CLEARED:
             return
+        if self.cuts:
+            for cut in list(self.cuts):
+                cut.touch(operation, (rank, tier), hashes)
         if tier == Tier.DEVICE and hashes:
             self._digests[rank] = reduce(xor, hashes, self._digests.get(rank, 0))
         if self._open is not None and self._open.numbers + len(hashes) + 4 > MESSAGE_NUMBERS:
@@ -224,7 +231,7 @@ class KvLog:
         self.sequence = batch.last
         self._batches[batch.last] = batch
         self._kept += len(batch.hashes)
-        while self._batches and (self._kept > self._kept_limit or len(self._batches) > KEPT_BATCHES):
+        while self._batches and (self._kept > self.kept_limit or len(self._batches) > KEPT_BATCHES):
             self._kept -= len(self._batches.pop(self.oldest).hashes)
         return True
 
@@ -247,18 +254,15 @@ class KvLog:
 
     # ---- contents ----
 
-    def contents(self) -> list[tuple[int, int, array[int]]]:
-        """Return (rank, tier, hashes) of everything that is held after the last batch."""
-        return [
-            (rank, tier, hashes)
-            for rank in sorted(self._ranks)
-            for tier, hashes in enumerate(self._index.snapshot(rank))
-            if hashes
-        ]
+    def cut(self) -> Cut:
+        """Begin to read everything that is held after the last batch; close it when it has been read."""
+        cut = Cut(self, sorted(self._ranks))
+        self.cuts[cut] = None
+        return cut
 
     def counts(self) -> Counts:
         """Return distinct blocks by rank and tier."""
-        found = ((rank, self._index.counts(rank)) for rank in sorted(self._ranks))
+        found = ((rank, self.index.counts(rank)) for rank in sorted(self._ranks))
         return tuple((rank, one.device, one.host, one.disk) for rank, one in found)
 
     def digest(self, rank: int) -> tuple[int, int]:

@@ -40,15 +40,18 @@ from holdfast.runtime.serving import EndpointServer
 from holdfast.runtime.streams import CallHandler
 from holdfast.worker.kv_config import KvPublishConfig
 from holdfast.worker.kv_log import KvLog
+from holdfast.worker.kv_snapshot import Cut
 
 log = logging.getLogger(__name__)
 
-PARTS_PER_TURN = 8
-"""Parts of a snapshot sent before the event loop gets its turn (320 KB)."""
 _STOP_GRACE = 0.1
 """Seconds that a subscription has to end once its subscriber wants no more."""
 _MISMATCHES = 2
 """Comparisons in a row that must fail before the engine is asked to tell everything again."""
+
+
+MOST_BROKEN = 3
+"""Snapshots in a row that may come to nothing because the cache was cleared meanwhile; the next is read in one go."""
 
 
 class KvPublisher:
@@ -179,6 +182,7 @@ class KvPublisher:
         self, source: KvLog, wanted: Subscribe, context: Context, news: asyncio.Event
     ) -> AsyncGenerator[Message, None]:
         loop = asyncio.get_running_loop()
+        broken = 0
         at = wanted.sequence
         behind = wanted.epoch != source.epoch or not source.has(at)
         if not behind:
@@ -188,10 +192,12 @@ class KvPublisher:
             news.clear()
             if behind or not source.has(at):
                 self.overruns += not behind
-                behind, at = False, source.sequence
-                async with aclosing(self._snapshot(source)) as messages:
-                    async for message in messages:
-                        yield message
+                with source.cut() as cut:
+                    async with aclosing(self._snapshot(cut, sliced=broken < MOST_BROKEN)) as messages:
+                        async for message in messages:
+                            yield message
+                behind, at = cut.broken, cut.sequence
+                broken = broken + 1 if behind else 0
             elif at < source.sequence:
                 first, batch = at + 1, source.after(at)
                 at = batch.last
@@ -202,22 +208,26 @@ class KvPublisher:
             else:
                 await _until(news, beat_at)
 
-    async def _snapshot(self, source: KvLog) -> AsyncGenerator[Message, None]:
-        contents = source.contents()  # of one moment: what changes while it is on its way follows as deltas
-        yield Opening(source.epoch, source.sequence, True, sum(len(hashes) for _, _, hashes in contents))
+    async def _snapshot(self, cut: Cut, *, sliced: bool) -> AsyncGenerator[Message, None]:
+        """Tell what a cut holds, one slice in each turn of the event loop; read in slices, or before all that."""
+        yield Opening(self._epoch, cut.sequence, True, cut.blocks)
         number = 0
-        for rank, tier, piece in _pieces(contents):
-            yield Part(number, rank, tier, to_wire(piece))
-            number += 1
-            if number % PARTS_PER_TURN == 0:
-                await asyncio.sleep(0)
-        yield Complete(number)
+        slices = cut.slices()
+        if not sliced:
+            slices = iter(list(slices))
+            cut.close()
+        for rank, tier, hashes in slices:
+            for piece in _pieces(hashes):
+                yield Part(number, rank, tier, to_wire(piece))
+                number += 1
+            await asyncio.sleep(0)
+        if not cut.broken:
+            yield Complete(number)
 
 
-def _pieces(contents: list[tuple[int, int, array[int]]]) -> Iterator[tuple[int, int, array[int]]]:
-    for rank, tier, hashes in contents:
-        for at in range(0, len(hashes), PART_HASHES):
-            yield rank, tier, hashes[at : at + PART_HASHES]
+def _pieces(hashes: array[int]) -> Iterator[array[int]]:
+    for at in range(0, len(hashes), PART_HASHES):
+        yield hashes[at : at + PART_HASHES]
 
 
 async def _until(news: asyncio.Event, deadline: float) -> None:

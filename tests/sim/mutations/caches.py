@@ -65,7 +65,9 @@ BUGS = (
         edits=(
             _NO_COUNTS,
             Edit(
-                "worker.kv_publish", "        contents = source.contents()", "        contents = source.contents()[:0]"
+                "worker.kv_publish",
+                "        for rank, tier, hashes in cut.slices():",
+                "        for rank, tier, hashes in ():",
             ),
         ),
         caught_by=("P13",),

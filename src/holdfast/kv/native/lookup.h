@@ -163,4 +163,18 @@ static void index_dump(const index_t *x, u32 column, u64 *out) {
     for (u32 more = repeat_count(&x->entries, p->key, column); more; more--) *out++ = p->key;
   }
 }
+
+/* Writes each block of a column once, among the entries from `at` up to `stop`; returns how many. */
+static u64 index_scan(const index_t *x, u32 column, u32 at, u32 stop, u64 *out) {
+  u32 last = 0;
+  int member = 0;
+  u64 *begin = out;
+  for (u32 e = at; e < stop; e++) {
+    const entry *p = entry_at(&x->entries, e);
+    if (!p->set || is_stale(x, p)) continue;
+    if (p->set != last) last = p->set, member = set_has(&x->sets, last, column);
+    if (member) *out++ = p->key;
+  }
+  return (u64)(out - begin);
+}
 #endif
