@@ -133,6 +133,11 @@ class SimFuture(asyncio.Future[Any]):
         return 1
 
 
+def is_cancelled(entry: SimHandle | Lane) -> bool:
+    """Whether an entry of the heap of timers will never do anything."""
+    return isinstance(entry, SimHandle) and entry._callback is None
+
+
 def describe(callback: Callable[..., Any] | None) -> str:
     """Name a callback without its address."""
     if callback is None:

@@ -12,15 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import heapq
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, copy_context
+from heapq import heapify, heappop, heappush
 from typing import Any, NoReturn, TypeVar
 
-from holdfast.sim.digest import Digest
+from holdfast.sim.digest import TURN, Digest
 from holdfast.sim.doorless import DoorlessLoop
 from holdfast.sim.guard import Escape
-from holdfast.sim.lanes import LANE, Failure, Lane, Runaway, SimFuture, SimHandle, SimTask, describe
+from holdfast.sim.lanes import LANE, Failure, Lane, Runaway, SimFuture, SimHandle, SimTask, describe, is_cancelled
 from holdfast.sim.tape import Stream
 
 T = TypeVar("T")
@@ -58,8 +58,6 @@ class SimLoop(DoorlessLoop):
         self.now = START
         self.callbacks = 0
         """Callbacks that were run."""
-        self.iterations = 0
-        """Turns of lanes; each ran what was ready when it began."""
         self.failures: list[Failure] = []
         self.world = Lane("world", 0)
         """Whoever is no host: the harness."""
@@ -68,6 +66,7 @@ class SimLoop(DoorlessLoop):
         self.budget = max_callbacks
         self._stop_at = min(MAX_PER_INSTANT, max_callbacks)
         self.events = Digest()
+        self._turned = self.events.number
         self.trace: list[tuple[float, str, str]] | None = None
         """When a list: receives time, host and name of every callback."""
         self._choose = schedule.choose
@@ -88,6 +87,10 @@ class SimLoop(DoorlessLoop):
     def time(self) -> float:
         """Return virtual seconds."""
         return self.now
+
+    def nanoseconds(self) -> int:
+        """Return virtual nanoseconds: a stopwatch for code that counts them."""
+        return int(self.now * 1e9)
 
     def wall(self) -> float:
         """Return calendar time, seconds since 1970, as the host whose code runs has it."""
@@ -125,15 +128,15 @@ class SimLoop(DoorlessLoop):
         handle = SimHandle(self, when, callback, args, context, context.get(LANE, self.world), True)
         if not self.dropping:
             self._serial = serial = self._serial + 1
-            heapq.heappush(self._heap, (when, serial, handle))
+            heappush(self._heap, (when, serial, handle))
         return handle
 
     def timer_cancelled(self) -> None:
         """Called by a timer's handle; many cancelled timers are swept out of the heap."""
         self._timers_cancelled += 1
         if self._timers_cancelled > MANY_CANCELLED and self._timers_cancelled * 2 > len(self._heap):
-            self._heap = [entry for entry in self._heap if isinstance(entry[2], Lane) or not entry[2].cancelled()]
-            heapq.heapify(self._heap)
+            self._heap = [entry for entry in self._heap if not is_cancelled(entry[2])]
+            heapify(self._heap)
             self._timers_cancelled = 0
 
     def create_future(self) -> SimFuture:
@@ -207,23 +210,22 @@ class SimLoop(DoorlessLoop):
 
     def _run_once(self) -> None:
         """Run until somebody calls `stop`: the base class calls this again and again, once is enough."""
-        runnable = self._runnable
+        runnable, choose, turn, advance = self._runnable, self._choose, self._turn, self._advance
         while not self._stopping:
-            count = len(runnable)
-            if count == 0:
-                if not self._advance():
-                    self.stop()
-            else:
-                self._turn(runnable.pop(0 if count == 1 else self._choose(count, "who runs")))
+            if runnable:
+                count = len(runnable)
+                turn(runnable.pop() if count == 1 else runnable.pop(choose(count, "who runs")))
+            elif not advance():
+                self.stop()
 
     def _turn(self, lane: Lane) -> None:
         """One iteration of a lane: what was ready when it began."""
         queue = lane.ready
-        todo = len(queue) if not lane.cost else 1
+        todo = 1 if lane.cost else len(queue)
         ran = 0
         if self.trace is not None:
             self._trace_turn(lane, todo)
-        while ran < todo and not lane.held:
+        while ran < todo:
             ran += 1
             handle = queue.popleft()
             callback = handle._callback
@@ -235,9 +237,10 @@ class SimLoop(DoorlessLoop):
                 raise
             except BaseException as error:  # as asyncio does: the loop goes on
                 self._callback_failed(lane, error)
-        self.iterations += 1
+            if lane.held:
+                break
         self.callbacks += ran
-        self.events.turn(self.now, lane.index, ran)
+        self._turned(lane.index * TURN + ran)
         if lane.held:
             pass  # it stays out of the line until it is let go
         elif lane.cost:
@@ -252,7 +255,7 @@ class SimLoop(DoorlessLoop):
 
     def _wake_at(self, lane: Lane, when: float) -> None:
         self._serial += 1
-        heapq.heappush(self._heap, (when, self._serial, lane))
+        heappush(self._heap, (when, self._serial, lane))
 
     def _advance(self) -> bool:
         """Move the clock to the next timer and make ready what is due; False when the run is over."""
@@ -262,45 +265,49 @@ class SimLoop(DoorlessLoop):
         if self.callbacks >= self._next_collection:
             self._next_collection = self.callbacks + COLLECT_EVERY
             gc.collect()
-        heap = self._heap
-        while heap and isinstance(heap[0][2], SimHandle) and heap[0][2]._callback is None:
-            heapq.heappop(heap)
-            self._timers_cancelled -= 1
-        if not heap:
-            self._reached = self._until is None
-            return False
-        when = heap[0][0]
-        if when > self._limit:
-            self.now = self._limit
-            return False
-        if when > self.now:
-            self.now = when
-            self._stop_at = min(self.callbacks + MAX_PER_INSTANT, self.budget)
-        self._make_ready(heap)
-        return True
+        return self._make_ready(self._heap)
 
-    def _make_ready(self, heap: list[tuple[float, int, SimHandle | Lane]]) -> None:
-        now, runnable = self.now, self._runnable
-        while heap and heap[0][0] <= now:
-            entry = heapq.heappop(heap)[2]
-            if isinstance(entry, SimHandle):
-                lane = entry.lane
-                if entry._callback is None:
-                    self._timers_cancelled -= 1
-                    continue
-                entry.pending = False
-                if not lane.alive:
-                    continue
+    def _make_ready(self, heap: list[tuple[float, int, SimHandle | Lane]]) -> bool:
+        """Move the clock to the first timer that was not cancelled, and make ready what is due by then."""
+        now, runnable, due = self.now, self._runnable, False
+        while heap:
+            when, _, entry = heap[0]
+            if isinstance(entry, SimHandle) and entry._callback is None:
+                heappop(heap)
+                self._timers_cancelled -= 1
+                continue
+            if when > now:
+                if due:
+                    return True
+                if when > self._limit:
+                    self.now = self._limit
+                    return False
+                self.now = now = when
+                self.events.time(now)
+                self._stop_at = min(self.callbacks + MAX_PER_INSTANT, self.budget)
+            heappop(heap)
+            due = True
+            if not isinstance(entry, SimHandle):
+                self._let_go_on(entry)
+                continue
+            lane = entry.lane
+            entry.pending = False
+            if lane.alive:
                 lane.ready.append(entry)
-                if not lane.queued and not lane.held:
+                if not lane.queued:
                     lane.queued = True
                     runnable.append(lane)
-            elif entry.held:
-                continue
-            elif entry.ready:
-                runnable.append(entry)
-            else:
-                entry.queued = False
+        self._reached = not due and self._until is None
+        return due
+
+    def _let_go_on(self, lane: Lane) -> None:
+        """A slow lane is through with its callback."""
+        if lane.held:
+            return
+        if lane.ready:
+            self._runnable.append(lane)
+        else:
+            lane.queued = False
 
     def hold(self, lane: Lane) -> None:
         """Let nothing of this lane run until `release`; what becomes ready waits in order."""
@@ -322,7 +329,7 @@ class SimLoop(DoorlessLoop):
         handle = SimHandle(self, 0.0, callback, args, context, lane, True)
         if not self.dropping:
             self._serial = serial = self._serial + 1
-            heapq.heappush(self._heap, (when, serial, handle))
+            heappush(self._heap, (when, serial, handle))
         return handle
 
     def tasks_of(self, lane: Lane | None = None) -> list[SimTask]:

@@ -236,6 +236,7 @@ class FrontendProcess(SimProcess):
             rng=self.host.rng("frontend"),
             store=cluster.store(),
             wall=self.host.wall,
+            clock=world.loop.nanoseconds,
             read_text=read_text,
         )
         if self.life.version == OLDEST_VERSION:

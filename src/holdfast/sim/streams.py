@@ -53,6 +53,7 @@ class SimStream(asyncio.Transport):
         "_unheard",
         "_waiting",
         "_waiting_bytes",
+        "_window",
         "_writable_soon",
         "host",
         "incoming",
@@ -84,6 +85,7 @@ class SimStream(asyncio.Transport):
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._high, self._low = network.settings.high_water, network.settings.low_water
+        self._window = network.settings.window
         self._paused = False
         self._reading = False
         self._armed = False
@@ -97,8 +99,13 @@ class SimStream(asyncio.Transport):
         """Send bytes, or keep them until the system takes them."""
         if self._closing or self._lost or not self.host.alive or not data:
             return
+        size = len(data)
+        if not self._waiting and self._flying + size <= self._window:
+            self._flying += size
+            self._transmit(bytes(data))
+            return
         self._waiting.append(bytes(data))
-        self._waiting_bytes += len(data)
+        self._waiting_bytes += size
         self._send()
         if not self._paused and self._waiting_bytes > self._high:
             self._paused = True
@@ -175,7 +182,7 @@ class SimStream(asyncio.Transport):
 
     def _send(self) -> None:
         """Hand to the system what the window allows."""
-        waiting, window = self._waiting, self.network.settings.window
+        waiting, window = self._waiting, self._window
         while waiting and self._flying < window:
             data = waiting.popleft()
             room = window - self._flying
@@ -203,9 +210,10 @@ class SimStream(asyncio.Transport):
         if arrival < self.last_arrival:
             arrival = self.last_arrival
         self.last_arrival = arrival
-        if not peer.lost:
+        if not peer._lost:
             peer.incoming.append((arrival, piece))
-            peer.arm()
+            if not peer._armed:
+                peer.arm()
         elif piece and not self._lost:
             self.reset_at(arrival + peer.way.latency)
 
@@ -218,7 +226,7 @@ class SimStream(asyncio.Transport):
 
     def taken(self, size: int) -> None:
         """The peer's process has read so much; once we hear of it there is room for more."""
-        if not self.peer.way.open:
+        if self.peer.way.holds:
             self._unheard += size
             return
         self._flying -= size
@@ -256,7 +264,7 @@ class SimStream(asyncio.Transport):
     def arm(self) -> None:
         """See to it that what comes first is looked at when it is there."""
         incoming, way = self.incoming, self.peer.way
-        if self._armed or not incoming or self._lost or not (way.open or incoming[0][0] <= way.closed_at):
+        if self._armed or not incoming or self._lost or (way.holds and incoming[0][0] > way.closed_at):
             return
         self._look_at(incoming[0][0])
 
@@ -285,24 +293,34 @@ class SimStream(asyncio.Transport):
         if self._closing or not self._reading:
             self._look_for_reset()
             return
-        horizon, incoming = self._horizon(), self.incoming
-        pieces: list[bytes] = []
-        size = 0
+        data = self._arrived(self._horizon())
+        if data:
+            self.network.carried(self, data)
+            self.peer.taken(len(data))
+            if self.incoming:
+                self.arm()
+            self.protocol.data_received(data)
+        elif self.incoming and self.incoming[0][0] <= self._horizon():
+            self._ended(self.incoming[0][1])
+        else:
+            self.arm()
+
+    def _arrived(self, horizon: float) -> bytes:
+        """Take what arrived until then, up to a mark or as much as a process reads at once."""
+        incoming = self.incoming
+        if not incoming or incoming[0][0] > horizon or not incoming[0][1]:
+            return b""
+        data = incoming.popleft()[1]
+        assert data is not None
+        if not incoming or incoming[0][0] > horizon:
+            return data
+        pieces, size = [data], len(data)
         while incoming and incoming[0][0] <= horizon and size < READ_BYTES and incoming[0][1]:
             piece = incoming.popleft()[1]
             assert piece is not None
             pieces.append(piece)
             size += len(piece)
-        if pieces:
-            data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            self.network.carried(self, data)
-            self.peer.taken(size)
-            self.arm()
-            self.protocol.data_received(data)
-        elif incoming and incoming[0][0] <= horizon:
-            self._ended(incoming[0][1])
-        else:
-            self.arm()
+        return b"".join(pieces)
 
     def _ended(self, mark: bytes | None) -> None:
         if mark is RST:

@@ -14,6 +14,29 @@ from holdfast.sim.history import Call
 _decode = msgspec.json.Decoder().decode
 
 
+class _Delta(msgspec.Struct):
+    content: str | None = None
+
+
+class _Piece(msgspec.Struct):
+    index: int
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    logprobs: dict[str, Any] | None = None
+
+
+class _Event(msgspec.Struct):
+    """What a client reads of an event; other fields are not its business."""
+
+    choices: list[_Piece] | None = None
+    usage: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+
+
 class Choice(msgspec.Struct):
     """One choice, as far as it came."""
 
@@ -72,32 +95,35 @@ def _read_stream(answer: Answer, data: bytes) -> None:
             answer.done += 1
             continue
         try:
-            _take_event(answer, _decode(payload))
+            _take_event(answer, _decode_event(payload))
         except (msgspec.DecodeError, KeyError, TypeError) as error:
             answer.malformed.append(f"{type(error).__name__}: {payload[:80].decode('utf-8', 'replace')}")
 
 
-def _take_event(answer: Answer, event: dict[str, Any]) -> None:
-    if "error" in event:
-        answer.errors.append(event["error"])
+def _take_event(answer: Answer, event: _Event) -> None:
+    if event.error is not None:
+        answer.errors.append(event.error)
         return
-    if event.get("usage"):
-        answer.usage = event["usage"]
-    for piece in event["choices"]:
-        choice = answer.choice(piece["index"])
-        text = piece["delta"].get("content") or "" if "delta" in piece else piece.get("text") or ""
-        if choice.finishes and (text or piece.get("logprobs")):
+    if event.usage:
+        answer.usage = event.usage
+    if event.choices is None:
+        raise KeyError("choices")
+    for piece in event.choices:
+        choice = answer.choices.get(piece.index)
+        if choice is None:
+            choice = answer.choice(piece.index)
+        text = (piece.delta.content if piece.delta is not None else piece.text) or ""
+        if choice.finishes and (text or piece.logprobs):
             choice.after_finish += 1
         choice.text += text
-        _take_logprobs(choice, piece.get("logprobs"))
-        if piece.get("finish_reason"):
-            choice.finish = piece["finish_reason"]
+        if piece.logprobs:
+            _take_logprobs(choice, piece.logprobs)
+        if piece.finish_reason:
+            choice.finish = piece.finish_reason
             choice.finishes += 1
 
 
-def _take_logprobs(choice: Choice, logprobs: dict[str, Any] | None) -> None:
-    if not logprobs:
-        return
+def _take_logprobs(choice: Choice, logprobs: dict[str, Any]) -> None:
     if "content" in logprobs:
         choice.logprobs += [entry["logprob"] for entry in logprobs["content"]]
         choice.tokens += [entry["token"] for entry in logprobs["content"]]
@@ -121,7 +147,8 @@ def _read_whole(answer: Answer, data: bytes) -> None:
             choice.text = (message["content"] if message is not None else piece["text"]) or ""
             choice.finish = piece["finish_reason"]
             choice.finishes += 1
-            _take_logprobs(choice, piece.get("logprobs"))
+            if piece.get("logprobs"):
+                _take_logprobs(choice, piece["logprobs"])
     except (msgspec.DecodeError, KeyError, TypeError) as error:
         answer.malformed.append(f"{type(error).__name__}: {data[:80].decode('utf-8', 'replace')}")
 

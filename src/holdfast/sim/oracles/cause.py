@@ -45,7 +45,7 @@ def check(facts: Facts) -> Iterator[Violation]:
             continue
         call = calls.get(failed.label)
         mark = _BY_PROMPT.get(failed.code)
-        if call is not None and mark is not None and mark in str(call.body):
+        if call is not None and mark is not None and mark in facts.body(call):
             continue
         if call is not None and failed.code == "worker_stalled" and any("-token-" in name for name in call.headers):
             continue

@@ -36,6 +36,8 @@ class Facts(msgspec.Struct):
     """The frontends' last words, by call and choice."""
     answers: dict[str, Answer] = {}
 
+    bodies: dict[str, str] = {}
+    """What clients sent, as text, by the name of the call."""
     calls: dict[str, Call] = {}
     """By name."""
     stretch: float = 1.0
@@ -51,6 +53,13 @@ class Facts(msgspec.Struct):
         found = self.answers.get(call.name)
         if found is None:
             found = self.answers[call.name] = read(call)
+        return found
+
+    def body(self, call: Call) -> str:
+        """Return what a client sent as text: commands for the mock engine are found in it."""
+        found = self.bodies.get(call.name)
+        if found is None:
+            found = self.bodies[call.name] = str(call.body)
         return found
 
     def choices(self, call: Call) -> int:

@@ -40,7 +40,7 @@ def check(facts: Facts) -> Iterator[Violation]:
                     where = {"call": sequence.label, "worker": fault.target, "kind": fault.kind, "since": fault.at}
                     yield Violation("noticed", "a worker stood still and nobody noticed", where)
     if facts.plan.profile != "overload" and not any(
-        mark in str(c.body) for c in facts.history.calls for mark in _DEADLY
+        mark in facts.body(c) for c in facts.history.calls for mark in _DEADLY
     ):
         yield from _orphans(facts)
 
@@ -81,7 +81,7 @@ def _slow_lately(facts: Facts, worker: str, until: float) -> bool:
     labels = {
         sequence.label for sequence in facts.sequences if sequence.worker == worker and sequence.received <= until
     }
-    return any(mark in str(facts.calls[label].body) for label in labels if label in facts.calls for mark in _SLOW)
+    return any(mark in facts.body(facts.calls[label]) for label in labels if label in facts.calls for mark in _SLOW)
 
 
 def _orphans(facts: Facts) -> Iterator[Violation]:

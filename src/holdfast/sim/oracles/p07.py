@@ -50,7 +50,7 @@ def check(facts: Facts) -> Iterator[Violation]:
 
 def _killers(facts: Facts) -> Iterator[Violation]:
     """Look at the one prompt that kills, if there is just one and nothing else takes workers away."""
-    deadly = [call for call in facts.history.calls if any(mark in str(call.body) for mark in _DEADLY)]
+    deadly = [call for call in facts.history.calls if any(mark in facts.body(call) for mark in _DEADLY)]
     planned = {fault.kind for fault in facts.plan.faults}
     if len(deadly) != 1 or planned & (_OTHERWISE | {"crash"}):
         return

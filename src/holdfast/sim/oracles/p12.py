@@ -24,7 +24,7 @@ def check(facts: Facts) -> Iterator[Violation]:
     for call in history.calls:
         if not call.valid or call.ending == "left" or call.slow or any("timeout" in name for name in call.headers):
             continue
-        body = str(call.body)
+        body = facts.body(call)
         if "[[mock:refuse" in body or body.count("[[mock:error-after") > 1:
             continue
         answer = facts.answer(call)
@@ -32,7 +32,7 @@ def check(facts: Facts) -> Iterator[Violation]:
             code = answer.errors[0].get("code") if answer.errors else ""
             where = {"call": call.name, "ending": call.ending, "status": call.status, "error": code}
             yield Violation("P12", "a request failed although only discovery was away", where)
-    deadly = any("[[mock:crash" in str(call.body) or "[[mock:freeze" in str(call.body) for call in history.calls)
+    deadly = any("[[mock:crash" in facts.body(call) or "[[mock:freeze" in facts.body(call) for call in history.calls)
     for failure in history.failures if not deadly else ():
         if failure.fault == "transport":
             where = {"call": failure.label, "worker": facts.name_of(failure.worker), "code": failure.code}
