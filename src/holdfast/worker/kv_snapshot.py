@@ -101,7 +101,7 @@ class Cut:
             if self.broken:
                 return
             came, went = self._came[place], self._went[place]
-            if not (came.isdisjoint(found) and went.isdisjoint(found)):
+            if (came and not came.isdisjoint(found)) or (went and not went.isdisjoint(found)):
                 found = array("Q", [h for h in found if h not in came and h not in went])  # noqa: PLW2901  less of it
             handed_out.append(found)
             yield (*place, found)
