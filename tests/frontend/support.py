@@ -15,6 +15,7 @@ import httpx
 import msgspec
 
 from holdfast.engines.mock import MockConfig, MockEngine
+from holdfast.engines.mock.adapters import AbleMock
 from holdfast.frontend.app import Frontend
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.metrics import FrontendMetrics
@@ -70,7 +71,7 @@ class Stack:
 
     async def add_worker(self, mock: MockConfig | None = None, **config: Any) -> WorkerProcess:
         """Start a worker in this process and wait until it is ready."""
-        engine = MockEngine(mock or self.mock)
+        engine = AbleMock(mock or self.mock)
         settings = WorkerConfig(engine="mock", **{"shutdown": ShutdownBudget(shutdown_inflight_timeout=1.0), **config})
         worker = WorkerProcess(settings, engine, MemDiscovery(self.hub), self.rng)
         self.workers[worker.instance] = (worker, engine)

@@ -188,3 +188,43 @@ async def test_a_worker_that_disagrees_serves_nothing() -> None:
             got = await one.post(CHAT, chat("word " * 200, max_tokens=1))
             assert got.status_code == 200
             assert got.headers["x-holdfast-worker"] != odd.instance
+
+
+async def test_an_adapter_is_a_model_as_soon_as_it_is_seen_and_until_nobody_has_it() -> None:
+    async with stack(2) as one:
+        await one.served()
+        first, second = [process for process, _ in one.workers.values()]
+        base = one.frontend.registry.served()["mock"]
+        for worker in (first, second):
+            assert worker.adapters is not None
+            await worker.adapters.load("shy", "")
+        await until(lambda: len(one.pool.usable("shy")) == 2)
+        shy = one.frontend.registry.served()["shy"]
+        assert (shy.text, shy.card.base_model, shy.card.lora) == (base.text, "mock", "shy")
+        listed = (await one.http.get("/v1/models/shy")).json()
+        assert (listed["parent"], listed["root"]) == ("mock", "shy")
+        got = await one.post(CHAT, {**chat(max_tokens=3), "model": "shy"})
+        assert (got.status_code, got.json()["model"]) == (200, "shy")
+        assert await first.adapters.unload("shy") == 0
+        await until(lambda: [w.instance for w in one.pool.usable("shy")] == [second.instance])
+        assert "shy" in await models(one)
+        await second.adapters.unload("shy")
+        await until(lambda: not one.pool.usable("shy"))
+        assert await models(one) == ["mock"]
+        got = await one.post(CHAT, {**chat(), "model": "shy"})
+        assert (got.status_code, got.json()["error"]["code"]) == (404, "model_not_found")
+        await first.adapters.load("shy", "")
+        await one.served("shy")  # it may come back
+
+
+async def test_an_adapter_whose_worker_was_lost_is_waited_for() -> None:
+    async with stack(0) as one:
+        worker = await one.add_worker()
+        await one.served()
+        await worker.adapters.load("shy", "")
+        await one.served("shy")
+        one.hub.lose(worker.instance)
+        await worker.server.close()
+        await until(lambda: not one.pool.usable("shy"))
+        assert one.pool.replacement_expected("shy")
+        assert sorted(await models(one)) == ["mock", "shy"]

@@ -302,3 +302,19 @@ async def test_facts_that_raise_leave_the_last_ones() -> None:
         broken = True
         server._beat()
         assert (await ask(server, "/health"))[1]["state"] == "ready"
+
+
+async def test_control_routes_may_be_read_and_have_places_of_their_own() -> None:
+    async with serving() as server:
+        server.control.add("echo", echo)
+        server.control.add("look", echo, reads=True)
+        server.control.mount("/v1/things", {"GET": echo, "DELETE": echo}, item="thing")
+        assert (await ask(server, "/engine/look"))[0] == 200
+        assert (await ask(server, "/engine/echo"))[0] == 405, "a page could make a browser GET"
+        assert (await ask(server, "/v1/things"))[0] == 200
+        status, answer = await ask(server, "/v1/things/a%2Fb", "DELETE", b'{"thing": "other", "more": 1}')
+        assert (status, answer["thing"], answer["more"]) == (200, "a/b", 1), "the path names it"
+        status, answer = await ask(server, "/v1/things", "POST")
+        assert (status, "GET, DELETE" in answer["error"]["message"]) == (405, True)
+        assert (await ask(server, "/v1/thingsandmore"))[0] == 404
+        assert (await ask(server, "/v1/things", origin="http://evil.example"))[0] == 403

@@ -126,7 +126,7 @@ async def test_broken_payloads_are_the_callers_fault(body):
 
 async def test_other_models_are_refused():
     host, _ = await started()
-    host.models = frozenset({"script-model", "alias"})
+    host.offer.base({"script-model", "alias"})
     assert call_into(host, body=payload("alias")).words == ["accept"]
     assert call_into(host, body=payload("other")).said[0][1].code == "model_not_found"
 

@@ -51,7 +51,7 @@ class Driver:
         plan = generation.plan
         self.need = Need(plan.model, Rank(plan.strict_priority, plan.priority), plan.route)
         if services.router.kv is not None:
-            self.need.chain = Chain(plan.prompt_ids, plan.cache_salt)
+            self.need.chain = Chain(plan.prompt_ids, plan.cache_salt, plan.lora)
             self.need.generated = generation.generated_bytes
         self.join: Join = "none"
         self.moves: list[Move] = []

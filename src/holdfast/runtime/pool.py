@@ -261,6 +261,7 @@ class WorkerPool:
             self._add(record)
             return
         restarted = record.epoch != worker.epoch
+        self._departures.offers(record, worker.record.cards)
         worker.adopt(record)
         worker.poke.set()
         self._detector.expect_progress(worker.instance, shows_progress(record.cards))
@@ -284,6 +285,7 @@ class WorkerPool:
             clock=self._clock,
         )
         worker.draining = record.state in LEAVING_STATES
+        self._departures.offers(record)
         self._workers[record.instance] = worker
         self._catalogue_changed()
         self._notices.tell("added", worker)
@@ -321,7 +323,7 @@ class WorkerPool:
         """No new work; it is forgotten when its streams are over (`_let_go`) or its connection ends."""
         worker.leaving = True
         worker.unlisted_until = None
-        self._departures.left(worker.record.cards, purposeful=purposeful)
+        self._departures.left(worker.record.cards, purposeful=purposeful, instance=worker.instance)
         self._catalogue_changed()
         self._notices.tell("state", worker)
 
@@ -331,7 +333,9 @@ class WorkerPool:
         worker.gone, worker.listed = True, False
         if not worker.leaving:
             worker.leaving = True
-            self._departures.left(worker.record.cards, purposeful=purposeful or worker.draining)
+            self._departures.left(
+                worker.record.cards, purposeful=purposeful or worker.draining, instance=worker.instance
+            )
         worker.poke.set()
         self._workers.pop(worker.instance, None)
         self._detector.remove(worker.instance)

@@ -13,6 +13,7 @@ from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.runtime.tls import WireTls
 from holdfast.telemetry.spans import TraceSettings
 from holdfast.worker.kv_config import KvPublishConfig
+from holdfast.worker.lora_config import LoraConfig
 
 EngineName = Literal["llamacpp", "mock"]
 DisaggregationMode = Literal["agg", "prefill", "decode"]
@@ -124,6 +125,8 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Where spans go."""
     kv_events: KvPublishConfig = KvPublishConfig()
     """What frontends are told about the KV cache."""
+    lora: LoraConfig = LoraConfig()
+    """Adapters."""
     shutdown: ShutdownBudget = ShutdownBudget()
     """How long leaving may take."""
 

@@ -21,7 +21,6 @@ from holdfast.base.errors import (
     EngineFailed,
     HoldfastError,
     InvalidRequest,
-    ModelNotFound,
     StreamIncomplete,
     WorkerDraining,
     WorkerSaturated,
@@ -34,6 +33,7 @@ from holdfast.runtime.discovery.contract import InstanceState
 from holdfast.runtime.streams import IncomingCall, ServerConnection, TokenItem
 from holdfast.wire.frames import Load, Progress
 from holdfast.worker.calls import Calls, CallStory
+from holdfast.worker.offer import Offer
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +88,14 @@ class EngineHost:
         self._canary_leases = LeaseBook()
         self._canaries: set[str] = set()
         """Request ids of the canaries under way."""
-        self.models: frozenset[str] = frozenset()
-        """Names that requests may carry; empty: any."""
+        self.offer = Offer()
+        """What is taken: names of models and adapters."""
         self.death: HoldfastError | None = None
         self._on_dead = on_dead
         self._on_kv_events = on_kv_events
         self._sequences: dict[SequenceKey, _Sequence] = {}
+        self._adapted: dict[SequenceKey, str] = {}
+        """Adapters of those that use one."""
         self._next_key = 1
         self._stage: InstanceState = "starting"
         self._late_tokens = 0
@@ -180,13 +182,12 @@ class EngineHost:
             request = _REQUEST.decode(call.payload)
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"The payload is not a generate request: {error}.") from error
-        if self.models and request.model not in self.models:
-            raise ModelNotFound(
-                f"This worker does not serve {request.model!r} but {', '.join(sorted(self.models))}.", param="model"
-            )
+        request = self.offer.admit(request, canary=call.headers.request_id in self._canaries)
         key = SequenceKey(self._next_key)
         self._next_key += 1
         self.engine.submit(key, request)
+        if request.lora is not None:
+            self._adapted[key] = request.lora
         return key
 
     def _check_open(self) -> None:
@@ -235,6 +236,7 @@ class EngineHost:
         """Give everything back; returns False when that was done before."""
         if self._sequences.pop(sequence.key, None) is None:
             return False
+        self._adapted.pop(sequence.key, None)
         sequence.lease.release()
         sequence.call.on_stop = None  # also breaks the reference cycle, so that the call is freed at once
         if sequence.deadline is not None:
@@ -349,6 +351,17 @@ class EngineHost:
         count = self.in_flight
         self._end_all(WorkerDraining(why))
         return count
+
+    def streams_of(self, adapter: str) -> int:
+        """Return how many sequences use an adapter."""
+        return sum(one == adapter for one in self._adapted.values())
+
+    def send_adapter_elsewhere(self, adapter: str, why: str) -> int:
+        """End what uses an adapter, as `send_elsewhere` does; returns how many."""
+        keys = [key for key, one in self._adapted.items() if one == adapter]
+        for key in keys:
+            self._break_off(self._sequences[key], WorkerDraining(why))
+        return len(keys)
 
     def _end_all(self, error: HoldfastError) -> None:
         for sequence in list(self._sequences.values()):

@@ -13,35 +13,38 @@ import asyncio
 import logging
 import os
 import random
-import threading
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
 
-import msgspec
-
-from holdfast.base.errors import DeadlineExceeded, HoldfastError
+from holdfast.base.errors import DeadlineExceeded, UnsupportedFeature
 from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
 from holdfast.base.settings import InvalidSetting
-from holdfast.engines.contract import Engine, EngineInfo, LoadProgress
+from holdfast.engines.abilities import Adaptable
+from holdfast.engines.contract import Engine, EngineInfo
 from holdfast.kv.feed import ENDPOINT as KV_EVENTS
+from holdfast.models.card import ModelCard
 from holdfast.runtime.advertise import needs_finding, published_address
 from holdfast.runtime.discovery.contract import Discovery, InstanceRecord, InstanceState
 from holdfast.runtime.readmission import CANARY_ENDPOINT
 from holdfast.runtime.server import ServerSettings, WorkerServer
 from holdfast.runtime.serving import EndpointServer
-from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED, EXIT_OVERRUN
+from holdfast.runtime.shutdown import EXIT_CUT, EXIT_ENGINE_DIED
 from holdfast.runtime.tls import open_transport
 from holdfast.runtime.tls_renewal import Renewal
 from holdfast.runtime.transport import Transport, is_loopback
 from holdfast.telemetry.spans import NO_SPANS, Spans
+from holdfast.worker.adapters import Adapters
 from holdfast.worker.calls import Calls
 from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
+from holdfast.worker.controls import add_controls
+from holdfast.worker.ending import ProgressLines, bounded, cancelled, end_after
 from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
 from holdfast.worker.gauges import WorkerGauges
 from holdfast.worker.host import EngineHost
 from holdfast.worker.kv_publish import KvPublisher
-from holdfast.worker.leaving import Leaving, contained
+from holdfast.worker.leaving import Leaving
+from holdfast.worker.registration import Registration
+from holdfast.worker.rest import Rest
 from holdfast.worker.vitals import Vitals
 
 log = logging.getLogger(__name__)
@@ -53,7 +56,6 @@ PROOFS = 64
 _PROOF_GRACE = 0.1
 _OVERRUN_SLACK = 1.0
 """Seconds over the budget after which a process that still cleans up is ended."""
-_PROGRESS_LINE_SECONDS = 5.0
 _INSTANCE_HEX = 16
 
 
@@ -126,6 +128,9 @@ class WorkerProcess:
             secret=config.secret.encode(),
             settings=ServerSettings(insecure=config.insecure),
         )
+        self._rest = Rest(self.host, self.vitals)
+        self.adapters: Adapters | None = None
+        """None: the engine takes none, or is not started."""
         self._proofs = EndpointServer(
             CANARY_ENDPOINT, self.vitals.prove_again, max_calls=PROOFS, stop_grace=_PROOF_GRACE
         )
@@ -151,7 +156,7 @@ class WorkerProcess:
 
     def _end(self) -> None:
         if self._owns_process and not self._ending.is_set():
-            _end_after(self.config.shutdown.shutdown_total_timeout + _OVERRUN_SLACK)
+            end_after(self.config.shutdown.shutdown_total_timeout + _OVERRUN_SLACK)
         self.leaving.shutdown.begin(asyncio.get_running_loop().time())
         self._ending.set()
         if self._patience is not None:
@@ -180,18 +185,20 @@ class WorkerProcess:
             await self._discovery.start()
             record = await self._begin(watchers)
             if record is not None:
-                await self._enter(record)
+                registration = Registration(self._discovery, record, lambda: self.state, self.vitals.published)
+                await self._enter(registration)
                 watchers.append(asyncio.create_task(self.kv.watch(), name="kv-events"))
                 if self._renewal:
                     watchers.append(asyncio.create_task(self._renewal.run(), name="certificates"))
                 watchers.append(asyncio.create_task(self.vitals.canary.run(), name="canary"))
-                keeper = asyncio.create_task(self._keep_record(record), name="record")
+                keeper = asyncio.create_task(self._keep_record(registration), name="record")
                 watchers.append(keeper)
                 await self._ending.wait()
-                await _cancelled(keeper)  # a record that is withdrawn must not be published anew
+                await cancelled(keeper)  # a record that is withdrawn must not be published anew
+                await bounded(registration.close(), "the last publish", self.leaving.shutdown.until())
                 await self.leaving.run()
         finally:
-            await _cancelled(*watchers)
+            await cancelled(*watchers)
             await self._close()
         return EXIT_ENGINE_DIED if self.host.death is not None else self.leaving.shutdown.exit_code
 
@@ -205,11 +212,12 @@ class WorkerProcess:
         scope = self._patience = asyncio.timeout(bound)
         try:
             async with scope:
-                info = await self.host.start(_ProgressLines(self.vitals.loading))
+                info = await self.host.start(ProgressLines(self.vitals.loading))
                 self.gauges.loaded()
                 watchers.append(asyncio.create_task(self.vitals.watch.run(), name="engine-watch"))
                 record = await self._listen(info)
                 self.vitals.serve(info, record, self._transport, self._rng)
+                self._control()
                 await self.vitals.canary.prove()
         except TimeoutError:
             if not scope.expired():
@@ -231,7 +239,8 @@ class WorkerProcess:
         """Open the port; returns the record by which callers will find this worker."""
         config = self.config
         published = publish(info, name=config.served_model_name, aliases=config.model_aliases, taints=config.taints)
-        self.host.models = frozenset({published.card.name, *config.model_aliases})
+        self.host.offer.base({published.card.name, *config.model_aliases})
+        cards = await self._load_adapters(info, published.card)
         endpoints: tuple[str, ...] = (GENERATE, ARTIFACT, CANARY_ENDPOINT)
         self.server.register(GENERATE, self.host.generate)
         self.server.register(ARTIFACT, ArtifactEndpoint(published.files).serve)
@@ -257,15 +266,39 @@ class WorkerProcess:
             pid=os.getpid(),
             system_address=self.vitals.status.address or None,
             state="ready",
-            cards=(published.card,),
+            cards=cards,
         )
 
-    async def _enter(self, record: InstanceRecord) -> None:
+    async def _load_adapters(self, info: EngineInfo, base: ModelCard) -> tuple[ModelCard, ...]:
+        """Return the cards of the model and of the adapters that are there from the start."""
+        engine = self.host.engine
+        if isinstance(engine, Adaptable) and info.capabilities.lora:
+            self.adapters = Adapters(engine, self.host, base, self.config.lora)
+            await self.adapters.begin()
+            return self.adapters.cards
+        if self.config.lora.modules:
+            raise UnsupportedFeature(
+                f"Engine {info.engine}, as it is set up, takes no adapters; leave DYN_LORA_MODULES out.",
+                param="DYN_LORA_MODULES",
+            )
+        return (base,)
+
+    def _control(self) -> None:
+        """Offer on the status server what the engine can do."""
+        commands = self.config.control
+        add_controls(
+            self.vitals.status.control, self.host.engine, self.vitals, self._rest, self.adapters, commands=commands
+        )
+
+    async def _enter(self, registration: Registration) -> None:
         """Let callers know."""
-        await self._discovery.publish(record)
-        self.vitals.published(record)
+        await registration.enter()
+        self._rest.registration = registration
+        if self.adapters is not None:
+            await self.adapters.publish_with(registration)
         self.ready.set()
         self._on_ready()
+        record = registration.record
         card = record.cards[0]
         log.info(
             "worker %s serves %s (%s, context %d tokens, %d seats) at %s",
@@ -277,20 +310,13 @@ class WorkerProcess:
             record.address,
         )
 
-    async def _keep_record(self, record: InstanceRecord) -> None:
+    async def _keep_record(self, registration: Registration) -> None:
         """Publish the record anew when the state has changed between usable and not."""
         while not self._ending.is_set():
             await self.vitals.changed.wait()
             self.vitals.changed.clear()
-            state: InstanceState = "stalled" if self.state == "stalled" else "ready"
-            if state == record.state or not self.host.in_service:
-                continue
-            record = msgspec.structs.replace(record, state=state)
-            try:
-                await self._discovery.publish(record)
-            except HoldfastError as error:
-                log.warning("the record could not be published as %s: %s", state, error.message)
-            self.vitals.published(record)
+            if self.host.in_service:
+                await registration.refresh()
 
     # leaving
 
@@ -299,42 +325,14 @@ class WorkerProcess:
         now, shutdown = asyncio.get_running_loop().time(), self.leaving.shutdown
         until = shutdown.until() if self._ending.is_set() else now + CLOSE_SECONDS
         await self.server.close()
-        await _bounded(self._proofs.cancel(), "ending the last canaries", until)
-        await _bounded(self.kv.cancel(), "ending the last subscriptions", until)
+        await bounded(self._proofs.cancel(), "ending the last canaries", until)
+        await bounded(self.kv.cancel(), "ending the last subscriptions", until)
         await asyncio.gather(  # side by side: neither may use up the other's time
-            _bounded(self._discovery.close(), "closing discovery", until),
-            _bounded(self.host.close(), "closing the engine", until),
+            bounded(self._discovery.close(), "closing discovery", until),
+            bounded(self.host.close(), "closing the engine", until),
         )
-        await _bounded(asyncio.to_thread(self.calls.spans.close), "sending the last spans", until)
+        await bounded(asyncio.to_thread(self.calls.spans.close), "sending the last spans", until)
         self.vitals.status.close()
-
-
-def _end_after(seconds: float) -> None:
-    """Make sure that the process is gone by then, even if the event loop hangs in something that is being closed."""
-
-    def overrun() -> None:
-        log.critical("leaving took more than its budget of %g s; the process ends itself", seconds)
-        os._exit(EXIT_OVERRUN)
-
-    timer = threading.Timer(min(seconds, threading.TIMEOUT_MAX), overrun)
-    timer.daemon = True
-    timer.start()
-
-
-class _ProgressLines:
-    """Turns load progress into a log line per stage, and one every few seconds in between."""
-
-    def __init__(self, also: LoadProgress) -> None:
-        self._also = also
-        self._stage = ""
-        self._said = 0.0
-
-    def __call__(self, what: str, share: float) -> None:
-        self._also(what, share)
-        now = asyncio.get_running_loop().time()
-        if what != self._stage or now - self._said >= _PROGRESS_LINE_SECONDS:
-            self._stage, self._said = what, now
-            log.info("engine: %s %.0f %%", what, share * 100)
 
 
 def _instance_id(text: str, rng: random.Random) -> InstanceId:
@@ -343,23 +341,3 @@ def _instance_id(text: str, rng: random.Random) -> InstanceId:
     if len(text) != _INSTANCE_HEX or not set(text) <= set("0123456789abcdef"):
         raise InvalidSetting(f"DYN_INSTANCE_ID={text!r}: expected 16 lower-case hex digits.")
     return InstanceId(text)
-
-
-async def _cancelled(*tasks: asyncio.Task[None]) -> None:
-    """Cancel tasks and wait until they are over; one that had failed is logged."""
-    for task in tasks:
-        task.cancel()
-    if tasks:
-        await asyncio.wait(tasks)
-    for task in tasks:
-        if not task.cancelled() and task.exception() is not None:
-            log.error("%s had failed", task.get_name(), exc_info=task.exception())
-
-
-async def _bounded(step: Coroutine[Any, Any, None], what: str, until: float) -> None:
-    """Run one step of closing until a time of the loop; what goes wrong is logged, because the next must happen."""
-    try:
-        async with asyncio.timeout_at(until):
-            await contained(step, what)
-    except TimeoutError:
-        log.warning("%s took too long and was given up", what)

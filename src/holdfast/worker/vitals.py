@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 
-from holdfast.base.errors import EngineFailed, UnsupportedFeature
 from holdfast.engines.contract import EngineInfo
 from holdfast.health.canary import Canary
 from holdfast.health.engine_watch import EngineWatch
@@ -30,7 +29,7 @@ from holdfast.runtime.readmission import CanaryVerdict
 from holdfast.runtime.transport import TcpTransport, Transport
 from holdfast.wire.frames import Load, Progress
 from holdfast.worker.config import WorkerConfig
-from holdfast.worker.endpoints import GENERATE, Controllable
+from holdfast.worker.endpoints import GENERATE
 from holdfast.worker.host import EngineHost
 
 log = logging.getLogger(__name__)
@@ -66,10 +65,14 @@ class Vitals:
         self._host = host
         self._instance = instance
         self._open = False
+        self.resting = ""
+        """Why it takes nothing although its engine is well; empty: it does."""
         self._leaving = False
         self._proving = asyncio.Lock()
         self._proof: CanaryVerdict | None = None
         self._proved_at = 0.0
+        self.check_timeout = config.health.engine_health_check_timeout
+        """Seconds that the engine's own check may take."""
         self.changed = asyncio.Event()
         """Set whenever the state may have changed; whoever waits clears it."""
         health = config.health
@@ -111,16 +114,15 @@ class Vitals:
             record.address,
             instance=record.instance,
             epoch=record.epoch,
-            payload=payload_for(info, override=self._config.health.health_check_payload),
+            payload=payload_for(info, role=info.role, override=self._config.health.health_check_payload),
             model=record.cards[0].name,
             rng=rng,
             secret=self._config.secret.encode(),
             ranks=info.data_parallel_size,
             announce=self._host.announce_canary,
         )
-        self.canary = Canary(GENERATE, probe.send, self._host, self.readiness, self._config.health)
+        self.canary = Canary(GENERATE, probe.send, _Awake(self, self._host), self.readiness, self._config.health)
         self.canaries = self.canary.results
-        self._add_controls()
 
     def published(self, record: InstanceRecord) -> None:
         """Callers can find this worker, in this state."""
@@ -134,6 +136,15 @@ class Vitals:
         """Nothing new can be sent here any more."""
         self._leaving = True
         self.readiness.hold("leaving", why)
+
+    def rest(self, why: str) -> None:
+        """Nothing shall be sent here until this is called again with an empty reason."""
+        self.resting = why
+        if why:
+            self.readiness.hold("rest", why)
+        else:
+            self.readiness.release("rest")
+        self.changed.set()
 
     async def prove_again(self, _request: Any, context: Context) -> AsyncIterator[dict[str, Any]]:
         """Tell a caller whether this worker can be used now (the handler of `readmission.CANARY_ENDPOINT`).
@@ -149,6 +160,8 @@ class Vitals:
             yield msgspec.to_builtins(self._proof)
 
     async def _test(self, within: float) -> CanaryVerdict:
+        if self.resting:
+            return CanaryVerdict(False, self.resting)
         if self._host.in_flight:
             ready = self.readiness.is_ready(GENERATE)
             why = "nothing was sent: it is busy, and judged by its progress"
@@ -168,7 +181,7 @@ class Vitals:
             return state
         if not self._open:
             return "starting"
-        return state if self.readiness.is_ready(GENERATE) else "stalled"
+        return state if self.readiness.is_ready(GENERATE) and not self.resting else "stalled"
 
     def pong(self) -> tuple[Progress, Load, str]:
         """Return progress, load and state for the next pong (a `PongSource`)."""
@@ -194,33 +207,24 @@ class Vitals:
         self.status.post(verdict)
         self.changed.set()
 
-    # control routes
 
-    def _add_controls(self) -> None:
-        self.status.control.add("canary", self._run_canary)
-        self.status.control.add("check", self._run_check)
-        if self._config.control and isinstance(self._host.engine, Controllable):
-            self.status.control.add("control", self._command)
+class _Awake:
+    """The host's traffic as the canary shall see it (a `health.canary.Traffic`): an engine that rests is not tested."""
 
-    async def _run_canary(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Send a canary now, idle or not; its result counts."""
-        result = await self.canary.once()
-        return {"result": result.kind, "why": result.why, "tokens": result.tokens, "state": self.state}
+    def __init__(self, vitals: Vitals, host: EngineHost):
+        self._vitals, self._host = vitals, host
 
-    async def _run_check(self, _: dict[str, Any]) -> dict[str, Any]:
-        """Ask the engine's own check; says so when it fails, and leaves the consequences to the watch."""
-        try:
-            async with asyncio.timeout(self._config.health.engine_health_check_timeout):
-                await self._host.engine.check()
-        except EngineFailed as error:
-            return {"ok": False, "why": error.message}
-        except TimeoutError:
-            return {"ok": False, "why": "no answer in time"}
-        return {"ok": True}
+    @property
+    def in_flight(self) -> int:
+        return self._host.in_flight
 
-    async def _command(self, command: dict[str, Any]) -> dict[str, Any]:
-        """Pass a command to the engine."""
-        engine = self._host.engine
-        if not isinstance(engine, Controllable):
-            raise UnsupportedFeature("This engine takes no commands.")
-        return engine.control(command)
+    @property
+    def deliveries(self) -> int:
+        return self._host.deliveries
+
+    @property
+    def in_service(self) -> bool:
+        return self._host.in_service and not self._vitals.resting
+
+    def measure(self) -> tuple[Progress, Load]:
+        return self._host.measure()

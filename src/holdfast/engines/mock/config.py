@@ -141,3 +141,7 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool, setting("DYN_MOCK_CONTROL", "Misbehave on command of the control endpoint.", flag="mock-control")
     ] = True
     """Whether `MockEngine.control` obeys."""
+    max_loras: Annotated[
+        int, setting("DYN_MOCK_MAX_LORAS", "Adapters that it can have at once; 0: none.", flag="mock-max-loras", ge=0)
+    ] = 8
+    """An adapter's name enters every token's hash (`adapters`)."""

@@ -4,7 +4,7 @@ A sequence goes to the rank that its request names (``extra["data_parallel_rank"
 sequences in hand. Commands reach all ranks, or the one that they name (``{"do": "hang", "rank": 1}``). The engine is
 dead when one of its ranks is.
 
-Must never schedule by itself: what a rank does with its sequences is `MockEngine`'s business.
+Must never schedule by itself: what a rank does with its sequences is `AbleMock`'s business.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from holdfast.engines.contract import (
     SequenceStep,
     StepSink,
 )
+from holdfast.engines.mock.adapters import Abilities, AbleMock
 from holdfast.engines.mock.config import MockConfig
-from holdfast.engines.mock.engine import MockEngine
 from holdfast.kv.events import KvEvent
 
 RANK = "data_parallel_rank"
@@ -39,16 +39,16 @@ _BUSIEST: tuple[Phase, ...] = ("starting", "warming", "compiling", "prefill", "d
 
 def make_mock(config: MockConfig) -> Engine:
     """Return the mock engine that the settings ask for, not started."""
-    return MockEngine(config) if config.data_parallel_size == 1 else DataParallelMock(config)
+    return AbleMock(config) if config.data_parallel_size == 1 else DataParallelMock(config)
 
 
-class DataParallelMock(Engine):
+class DataParallelMock(Abilities, Engine):
     """See the module."""
 
     def __init__(self, config: MockConfig):
         self.config = config
-        self.ranks = tuple(MockEngine(config) for _ in range(config.data_parallel_size))
-        self._owners: dict[SequenceKey, MockEngine] = {}
+        self.ranks = self.parts = tuple(AbleMock(config) for _ in range(config.data_parallel_size))
+        self._owners: dict[SequenceKey, AbleMock] = {}
         """Of the sequences that are not over."""
         self._dead = False
 
@@ -81,7 +81,7 @@ class DataParallelMock(Engine):
         rank.submit(key, request)
         self._owners[key] = rank
 
-    def _choose(self, request: GenerateRequest) -> MockEngine:
+    def _choose(self, request: GenerateRequest) -> AbleMock:
         wanted = request.extra.get(RANK)
         if wanted is None:
             return min(self.ranks, key=lambda rank: rank.in_hand)
