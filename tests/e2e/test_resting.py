@@ -113,13 +113,20 @@ async def test_kept_streams_go_on_in_place_or_move_when_patience_ends(up: Cluste
 
 
 async def test_the_cache_is_emptied_on_demand(up: Cluster) -> None:
-    long = "one river after the other " * 20
-    first = await exact(up, Ask(content=long, max_tokens=3))
-    for instance in await up.instances():
-        await ok(up, instance, "reset_prefix_cache")
-        async with up.peer(instance) as peer:
-            assert (await peer.pong()).load.kv_used_blocks == 0
-    assert first.worker
+    worker = next(iter(await up.instances()))
+    long = Ask(content="one river after the other " * 20, max_tokens=3)
+
+    async def cached() -> int:
+        answer = await exact(up, long, x_worker_instance_id=worker)
+        assert answer.worker == worker
+        return int(answer.usage.prompt_tokens_details.cached_tokens)
+
+    await cached()
+    assert await cached() > 50
+    for name in ("reset_prefix_cache", "flush_cache", "clear_kv_blocks"):
+        await ok(up, worker, name)
+        assert await cached() == 0
+        assert await cached() > 50
 
 
 async def test_both_at_once_need_both_ends(up: Cluster) -> None:

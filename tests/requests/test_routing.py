@@ -200,3 +200,5 @@ def test_a_chain_grows_by_what_is_new() -> None:
     assert first == block_hashes(ids[:100], BLOCK), "what was handed out does not change"
     assert chain.of(64) == block_hashes(ids[:100], 64)
     assert Chain(pack_ids(ids), "salt").of(BLOCK) == block_hashes(ids, BLOCK, salt="salt")
+    adapted = Chain(pack_ids(ids[:50]), "salt", "shy")
+    assert adapted.of(BLOCK, pack_ids(ids[50:])) == block_hashes(ids, BLOCK, salt="salt", lora="shy")

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 Kind = Literal["pause", "sleep"]
 PATIENCE = 30.0
 """Seconds that running streams have to finish (mode ``wait``) unless the caller says otherwise."""
+LETTING_GO = 10.0
+"""Seconds within which an engine forgets sequences that were cancelled."""
+_POLL = 0.02
 CALL_SECONDS = 120.0
 """Bound on what the engine itself takes to rest or to come back: weights may have to be copied."""
 
@@ -88,7 +91,7 @@ class Rest:
             try:
                 moved = await self._emptied(mode, within, why)
                 await self._vitals.canary.still()
-                await _bounded(engine.sleep(level), "going to sleep")
+                await _bounded(_fall_asleep(engine, level), "going to sleep")
             except BaseException:
                 if not rested:
                     await self._end("sleep")
@@ -145,6 +148,19 @@ class Rest:
                 "tested every second and comes back by itself when it answers."
             )
         log.info("worker works again: %s", what)
+
+
+async def _fall_asleep(engine: Sleepable, level: int) -> None:
+    """Put it to sleep as soon as it has let go of the sequences that were taken from it."""
+    loop = asyncio.get_running_loop()
+    until = loop.time() + LETTING_GO
+    while True:
+        try:
+            return await engine.sleep(level)
+        except Conflict:
+            if loop.time() >= until:
+                raise
+        await asyncio.sleep(_POLL)
 
 
 async def _bounded(step: Awaitable[None], what: str) -> None:
