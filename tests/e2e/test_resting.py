@@ -99,7 +99,19 @@ async def test_running_streams_may_finish_first(up: Cluster) -> None:
     await used_again(up, worker)
 
 
-async def test_kept_streams_go_on_in_place_or_move_when_patience_ends(up: Cluster) -> None:
+async def test_kept_streams_move_when_the_pause_looks_like_a_hang(up: Cluster) -> None:
+    ask = Ask(content="a walk that waits", max_tokens=300)
+    async with streaming(up, ask) as live:
+        await live.until_pieces(5)
+        worker = live.answer.worker
+        assert (await ok(up, worker, "pause", mode="keep"))["streams_moved"] == 0
+        check(ask, got := await live.done())
+    assert got.causes == ["worker_stalled"]
+    await ok(up, worker, "resume")
+    await used_again(up, worker)
+
+
+async def test_kept_streams_go_on_in_place(up: Cluster) -> None:
     ask = Ask(content="a walk with a rest", max_tokens=300)
     async with streaming(up, ask) as live:
         await live.until_pieces(5)
