@@ -21,15 +21,20 @@ CONFIG_FILE = "DYN_CONFIG_FILE"
 UNSECTIONED = ("DYN_FILE_KV_TTL",)
 """Variables that the runtime reads by itself, so that they work without a command line (`discovery.factory`)."""
 
-ENGINES = ("llamacpp", "mock")
+ENGINES = ("llamacpp", "mock", "vllm")
 """Engines that `holdfast worker` can host."""
+
+OUTSPOKEN = ("vllm",)
+"""Engines with a command line of their own: flags that Holdfast does not know are theirs (setting ``args``)."""
 
 _SECTIONS = {
     "serve": ("Local cluster", "holdfast.local.config", "ServeConfig"),
     "frontend": ("Frontend", "holdfast.frontend.config", "FrontendConfig"),
     "worker": ("Worker", "holdfast.worker.config", "WorkerConfig"),
+    "router": ("Router", "holdfast.routerd.config", "RouterConfig"),
     "llamacpp": ("Engine llamacpp", "holdfast.engines.llamacpp.config", "LlamaCppConfig"),
     "mock": ("Engine mock", "holdfast.engines.mock.config", "MockConfig"),
+    "vllm": ("Engine vllm", "holdfast.engines.vllm.config", "VllmConfig"),
     "log": ("Logs", "holdfast.telemetry.logs", "LogConfig"),
 }
 

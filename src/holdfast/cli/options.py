@@ -33,6 +33,8 @@ class Flags(msgspec.Struct, frozen=True):
 
     values: dict[str, str] = {}
     file: Path | None = None
+    rest: tuple[str, ...] = ()
+    """Words for an engine's own command line, in their order."""
 
     @property
     def config_file(self) -> Path | None:
@@ -51,14 +53,21 @@ class Process(msgspec.Struct, frozen=True):
 
     sections: tuple[str, ...]
     run: Callable[[Flags], int]
+    narrow: Callable[[Sequence[str]], tuple[str, ...]] | None = None
+    """Returns the sections that a command line is about; then unknown flags are kept in `Flags.rest`. Empty: all."""
 
 
 class UsageError(Exception):
     """A flag that does not exist, or lacks its value."""
 
 
-def parse_flags(argv: Sequence[str], fields: Sequence[Field]) -> Flags:
+def parse_flags(argv: Sequence[str], fields: Sequence[Field], *, keep: bool = False) -> Flags:
     """Return the flags in ``--name value``, ``--name=value``, ``--switch`` and ``--no-switch`` form.
+
+    Args:
+        argv: the words.
+        fields: settings that are known.
+        keep: flags that are not known are kept in `Flags.rest`, with the words that follow them.
 
     Raises:
         UsageError: with the nearest flag that exists.
@@ -66,9 +75,15 @@ def parse_flags(argv: Sequence[str], fields: Sequence[Field]) -> Flags:
     by_flag = {field.flag: field for field in fields}
     values: dict[str, str] = {}
     file: Path | None = None
+    rest: list[str] = []
+    foreign = False
     words = iter(argv)
     for word in words:
         name, given, value = word.partition("=")
+        if foreign and not _is_flag(word):
+            rest.append(word)
+            continue
+        foreign = False
         if name == "--config-file":
             file = Path(value if given else _next(words, name))
             continue
@@ -77,17 +92,27 @@ def parse_flags(argv: Sequence[str], fields: Sequence[Field]) -> Flags:
             values[switch[0].flag] = switch[1]
             continue
         field = by_flag.get(name[2:]) if name.startswith("--") else None
+        if field is None and keep and _is_flag(word):
+            foreign = True
+            rest.append(word)
+            continue
         if field is None:
             raise UsageError(_unknown(name, by_flag))
         values[field.flag] = value if given else _next(words, name)
-    return Flags(values, file)
+    return Flags(values, file, tuple(rest))
+
+
+def _is_flag(word: str) -> bool:
+    """Whether a word names a flag: ``--name`` or ``-n``, not a negative number."""
+    return word.startswith("-") and word != "-" and not word[1:2].isdigit() and word[1:2] != "."
 
 
 def run_process(process: Process, argv: Sequence[str]) -> int:
     """Run a process command the short way; return its exit code."""
-    fields = [field for name in process.sections for field in section(name).fields]
+    narrow = process.narrow(argv) if process.narrow is not None else ()
+    fields = [field for name in narrow or process.sections for field in section(name).fields]
     try:
-        flags = parse_flags(argv, fields)
+        flags = parse_flags(argv, fields, keep=bool(narrow))
     except UsageError as error:
         print(f"holdfast: {error}", file=sys.stderr)
         return EXIT_USAGE
