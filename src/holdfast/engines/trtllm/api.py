@@ -72,7 +72,7 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 """Every argument that is passed anywhere."""
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "RequestOutput": ("outputs", "finished", "cached_tokens"),
+    "RequestOutput": ("outputs", "finished", "cached_tokens", "error"),
     "CompletionOutput": ("token_ids", "logprobs", "finish_reason", "disaggregated_params"),
     "LLM": ("_executor",),
 }

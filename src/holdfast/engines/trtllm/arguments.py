@@ -36,13 +36,6 @@ def engine_arguments(api: Api, config: TrtllmConfig, *, model: str, role: Role) 
         "enable_iter_perf_stats": True,
         "skip_tokenizer_init": not guided,  # token ids in and out; constraints need to know what they spell
         "trust_remote_code": config.trust_remote_code,
-        "kv_cache_config": api.KvCacheConfig(
-            enable_block_reuse=True,
-            enable_partial_reuse=False,  # a partly filled block has no name that others could know
-            free_gpu_memory_fraction=config.free_gpu_memory_fraction,
-            tokens_per_block=config.block_size,
-            event_buffer_max_size=config.event_buffer_max_size if config.publish_kv_events else 0,
-        ),
     }
     if config.context_length:
         arguments["max_seq_len"] = config.context_length
@@ -52,7 +45,19 @@ def engine_arguments(api: Api, config: TrtllmConfig, *, model: str, role: Role) 
         arguments["enable_lora"] = True
     if role != "aggregated":
         arguments["cache_transceiver_config"] = api.CacheTransceiverConfig(backend=config.transfer_backend)
-    return {**arguments, **_overrides(config.override_engine_args)}
+    overrides = _overrides(config.override_engine_args)
+    cache = {**_cache(config), **(overrides.pop("kv_cache_config", None) or {})}
+    return {**arguments, **overrides, "kv_cache_config": api.KvCacheConfig(**cache)}
+
+
+def _cache(config: TrtllmConfig) -> dict[str, Any]:
+    return {
+        "enable_block_reuse": True,
+        "enable_partial_reuse": False,  # a partly filled block has no name that others could know
+        "free_gpu_memory_fraction": config.free_gpu_memory_fraction,
+        "tokens_per_block": config.block_size,
+        "event_buffer_max_size": config.event_buffer_max_size if config.publish_kv_events else 0,
+    }
 
 
 def _overrides(text: str) -> dict[str, Any]:

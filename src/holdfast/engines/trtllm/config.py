@@ -84,6 +84,9 @@ class TrtllmConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Beyond ``max_num_seqs``."""
     override_engine_args: Annotated[
         str,
-        setting("DYN_TRTLLM_OVERRIDE_ENGINE_ARGS", "JSON object of further arguments of tensorrt_llm.LLM."),
+        setting(
+            "DYN_TRTLLM_OVERRIDE_ENGINE_ARGS",
+            "JSON object of further arguments of tensorrt_llm.LLM; kv_cache_config is merged.",
+        ),
     ] = ""
     """Goes over everything else."""

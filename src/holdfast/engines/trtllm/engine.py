@@ -270,9 +270,14 @@ class TrtllmEngine(Adapters, DrivenEngine):
 
     # ---- helpers that run beside the sequences ----
 
+    @property
+    def _on(self) -> bool:
+        """Whether helpers go on; looked at in every round, because a queue's wait may swallow their cancel."""
+        return self.dead is None and not self.closed
+
     async def _watch(self) -> None:
         """Notice the engine's death: its fatal error is only a mark, and streams would hang."""
-        while self.dead is None:
+        while self._on:
             await asyncio.sleep(_WATCH_SECONDS)
             fatal = self._fatal()
             if fatal is None and await self._answers():
@@ -289,7 +294,7 @@ class TrtllmEngine(Adapters, DrivenEngine):
             return False
 
     async def _poll_stats(self) -> None:
-        while self.dead is None:
+        while self._on:
             await asyncio.sleep(_POLL_SECONDS)
             if self._results:
                 await self._take_stats(_QUEUE_SECONDS)
@@ -298,11 +303,15 @@ class TrtllmEngine(Adapters, DrivenEngine):
         async for stats in self.llm.get_stats_async(timeout=patience):
             rank, said = read_stats(stats)
             self._stats[rank] = said
+            if self.closed:
+                return
 
     async def _poll_events(self) -> None:
-        while self.dead is None:
+        while self._on:
             async for event in self.llm.get_kv_cache_events_async(timeout=_QUEUE_SECONDS):
                 self._events += self._reader.read(event)
+                if not self._on:
+                    return
             if len(self._events) > KEPT_EVENTS:
                 log.warning("%d KV events were not fetched; the cache is told anew as empty", len(self._events))
                 self._reader = EventReader(self.config.block_size)

@@ -40,6 +40,8 @@ class Reader:
         """Return what is new; None when there is nothing."""
         output = result.outputs[0]
         cached = int(getattr(result, "cached_tokens", 0) or 0)
+        if result.finished and getattr(result, "error", None):  # newer versions say it instead of raising
+            return Output([], finish="error", error=EngineFailed(f"TensorRT-LLM failed on the request: {result.error}"))
         if self._attempt.request.leg == "prefill":
             return self._handed_over(output, cached) if result.finished else None
         tokens = list(output.token_ids[self._sent :])

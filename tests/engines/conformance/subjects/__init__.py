@@ -6,7 +6,7 @@ import importlib
 
 from tests.engines.conformance.subject import Subject
 
-DEFAULT = ("mock", "llamacpp")
+DEFAULT = ("mock", "llamacpp", "trtllm")
 """Engines that the default test command covers; trtllm against its stand-in."""
 KNOWN = (*DEFAULT, "vllm", "sglang")
 
