@@ -19,6 +19,7 @@ COMMANDS = {
     "serve": "Run a frontend and workers on this machine, restarted when they crash.",
     "frontend": "Run one frontend: the OpenAI HTTP API.",
     "worker": "Run one worker: hosts an inference engine.",
+    "router": "Run one stand-alone router: where should a prompt go?",
     "demo": "Kill a worker in mid-sentence and watch the sentence go on, token for token.",
     "restart": "Replace the processes of a running serve one by one, without a failed request.",
     "status": "Show who is there, and in what state.",
@@ -28,7 +29,7 @@ COMMANDS = {
     "simulate": "Show what clients would see when workers fail or settings change, on a virtual clock.",
     "config": "Show every setting, its value and where it comes from.",
 }
-PROCESSES = ("frontend", "worker")
+PROCESSES = ("frontend", "worker", "router")
 """Subcommands that take the short way."""
 _HELP = {"--help", "-h"}
 

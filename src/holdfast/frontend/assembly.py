@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from holdfast.base.errors import HoldfastError
 from holdfast.base.ids import InstanceId, draw_instance_id
+from holdfast.frontend.advice import Advisor
 from holdfast.frontend.app import Frontend
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.metrics import FrontendMetrics
@@ -102,6 +103,14 @@ class Assembled:
             wall=wall,
             knowledge=self.knowledge,
         )
+        if config.router_component:
+            self.app.generate.advisor = Advisor(
+                self.pool,
+                (config.namespace, config.router_component),
+                rng,
+                timeout=config.router_ask_timeout_ms / 1e3,
+                registry=self.metrics.source,
+            )
         self._shared: SharedThresholds
 
     async def start(self, system_address: str = "") -> None:

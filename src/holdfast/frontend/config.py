@@ -40,6 +40,18 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
     tls: WireTls = WireTls()
     """Encryption of the wire protocol."""
     router_mode: Annotated[RouterMode, setting("DYN_ROUTER_MODE", "How a worker is chosen.")] = "round-robin"
+    router_component: Annotated[
+        str,
+        setting(
+            "DYN_ROUTER_COMPONENT",
+            "Ask the stand-alone routers of this component (holdfast router: router) where each request should go; the "
+            "router mode decides when none answers; empty: ask nobody.",
+        ),
+    ] = ""
+    router_ask_timeout_ms: Annotated[
+        float,
+        setting("DYN_ROUTER_ASK_TIMEOUT_MS", "A request waits for a router's answer for this long at most.", gt=0),
+    ] = 50.0
     http_body_limit_mb: Annotated[
         int, setting("DYN_HTTP_BODY_LIMIT_MB", "Largest request body in MiB.", ge=1, le=1024)
     ] = 192

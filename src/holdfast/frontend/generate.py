@@ -12,6 +12,7 @@ from typing import Any
 
 from holdfast.base.errors import Cancelled, CapacityExhausted, ClientStalled, HoldfastError, InternalError
 from holdfast.base.ids import RequestId, draw_request_id
+from holdfast.frontend.advice import Advisor
 from holdfast.frontend.answers import StreamedAnswer, WholeAnswer
 from holdfast.frontend.body import Bodies, Receive, Send
 from holdfast.frontend.client_wire import Sink
@@ -77,6 +78,8 @@ class GenerateRoute:
         """Requests on connections from before the shutdown are served all the same."""
         self.stopping = False
         """Nothing begins any more."""
+        self.advisor: Advisor | None = None
+        """Says where requests should go; None: nobody is asked."""
 
     def chat(self, scope: Any, receive: Receive, send: Send) -> Awaitable[None]:
         """POST /v1/chat/completions."""
@@ -146,6 +149,8 @@ class GenerateRoute:
             self._bodies.release(body)
         story.prepared(prepared.served.card.name, stream=prepared.spec.stream)
         plans = self._plans(story, prepared, headers)
+        if self.advisor is not None:
+            plans = await self.advisor.advise(plans)
         self._check_open()
         return prepared, plans
 

@@ -25,6 +25,8 @@ from holdfast.wire.frames import Load, Pong
 
 ANY_RANK = -1
 """The engine will choose."""
+ELSEWHERE = -1
+"""In place of a stream's number: not sent by this process."""
 _NO_HASHES: array[int] = array("Q")
 
 
@@ -163,7 +165,9 @@ class _Account:
             return
         self.pong = pong
         if self.unseen:
-            self.unseen = {c: None for c in self.unseen if not 0 < c.stream <= pong.last_open}
+            self.unseen = {
+                c: None for c in self.unseen if not (c.stream == ELSEWHERE or 0 < c.stream <= pong.last_open)
+            }
         for number, rank in self.ranks.items():
             rank.seen([c for c in self.unseen if c.rank == number])
 
@@ -183,7 +187,7 @@ class Claim:
         """Prompt tokens that the worker still has to compute for it."""
         self.rank = rank
         self.stream = 0
-        """Its stream's number on the connection to the worker; 0: not sent."""
+        """Its stream's number on the connection to the worker; 0: not sent, or `ELSEWHERE`."""
         part = account.rank(rank)
         self.held = part.prefixes.root
         part.take(self)
@@ -191,6 +195,11 @@ class Claim:
     def sent(self, stream: int) -> None:
         """The stream was opened under that number."""
         self.stream = stream
+
+    def sent_elsewhere(self) -> None:
+        """Somebody else has sent it to the worker by now: whatever that says from now on includes it."""
+        if not self.stream:
+            self.stream = ELSEWHERE
 
     def computed(self) -> None:
         """The first token has come: the prompt is done with."""

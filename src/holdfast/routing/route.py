@@ -38,6 +38,8 @@ class Route(msgspec.Struct, frozen=True):
     """Taints that its worker must have, as ``key=value``."""
     preferred: Mapping[str, float] = {}
     """Taints that are welcome, with weights; negative ones are unwelcome."""
+    advised: str = ""
+    """Instance id that a router named for it: taken while nothing speaks against it."""
 
     def weighed(self, base: Weights) -> Weights | None:
         """Return the weights for it; None: those of the settings."""

@@ -14,11 +14,12 @@ from holdfast.telemetry.knowledge_metrics import KNOWLEDGE
 from holdfast.telemetry.metric import Metric
 from holdfast.telemetry.process_metrics import PROCESS, SUPERVISION
 from holdfast.telemetry.router_metrics import ROUTING
+from holdfast.telemetry.routerd_metrics import STANDALONE
 from holdfast.telemetry.worker_metrics import ENGINE, HANDLER, KV_EVENTS, LEAVING
 
 CATALOGUE: tuple[Metric, ...] = (
     *REQUESTS, *QUEUE, *FAULTS, *MODELS, *WORKERS_SEEN, *KNOWLEDGE, *ROUTING, *STANDING, *PLANE,
-    *HANDLER, *ENGINE, *KV_EVENTS, *LEAVING, *SUPERVISION, *PROCESS,
+    *HANDLER, *ENGINE, *KV_EVENTS, *LEAVING, *STANDALONE, *SUPERVISION, *PROCESS,
 )  # fmt: skip
 
 SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
@@ -35,6 +36,7 @@ SECTIONS: tuple[tuple[str, tuple[Metric, ...]], ...] = (
     ("A worker's engine", ENGINE),
     ("A worker's KV cache", KV_EVENTS),
     ("A worker that leaves", LEAVING),
+    ("A stand-alone router", STANDALONE),
     ("A supervisor", SUPERVISION),
     ("Every process", PROCESS),
 )

@@ -22,7 +22,7 @@ from holdfast.telemetry.series import Cells, Histograms
 
 SeriesT = TypeVar("SeriesT", Cells, Histograms)
 Kind = Literal["counter", "gauge", "histogram"]
-Process = Literal["frontend", "worker", "supervisor", "every"]
+Process = Literal["frontend", "worker", "router", "supervisor", "every"]
 Origin = Literal["seed", "newer", "holdfast", "client"]
 """``seed``: a name that the first Dynamo releases had; ``newer``: one that later releases added; ``holdfast``: ours;
 ``client``: one that every Prometheus client library uses."""
@@ -152,7 +152,7 @@ class Registry:
     def __init__(
         self,
         catalogue: Iterable[Metric],
-        process: Literal["frontend", "worker", "supervisor"],
+        process: Literal["frontend", "worker", "router", "supervisor"],
         settings: MetricSettings | None = None,
     ):
         settings = settings or MetricSettings()

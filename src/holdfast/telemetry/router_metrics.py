@@ -38,6 +38,13 @@ ROUTING = (
         "Blocks by which the chosen worker held less than the best one, per choice.",
         _BLOCKS,
     ),
+    counter(
+        "holdfast_frontend_router_advice_total",
+        ("outcome",),
+        "Requests for which a stand-alone router was asked: taken (it named a worker), nobody (none is there), late, "
+        "refused (it knows no worker), failed. In all but the first case the frontend's own router mode decides.",
+        origin="holdfast",
+    ),
     histogram(f"{_OVERHEAD}block_hashing_ms", (), "Hashing an attempt's blocks, both kinds of hashes.", _MS),
     histogram(f"{_OVERHEAD}indexer_find_matches_ms", (), "Asking the index who holds them.", _MS),
     histogram(f"{_OVERHEAD}scheduling_ms", (), "Weighing the workers.", _MS),
