@@ -90,7 +90,7 @@ class Router:
         """
         session = need.route.session if self._affinity is not None else ""
         prefer = self._affinity.find(need.model, session, now) if self._affinity is not None and session else ""
-        wish = Wish(avoid, need.fingerprint, prefer)
+        wish = Wish(avoid, need.fingerprint, prefer or ("" if need.started else need.route.advised))
         if self.kv is None or not candidates:
             worker = self.policy.choose(need.model, candidates, wish)
             choice = Choice(worker) if worker is not None else None
