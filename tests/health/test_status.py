@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from holdfast.base.errors import CannotConnect, Conflict, InvalidRequest
+from holdfast.health import control as control_module
 from holdfast.health import listener as listener_module
 from holdfast.health import status as status_module
 from holdfast.health.config import SystemConfig
@@ -318,3 +319,22 @@ async def test_control_routes_may_be_read_and_have_places_of_their_own() -> None
         assert (status, "GET, DELETE" in answer["error"]["message"]) == (405, True)
         assert (await ask(server, "/v1/thingsandmore"))[0] == 404
         assert (await ask(server, "/v1/things", origin="http://evil.example"))[0] == 403
+
+
+async def test_control_routes_may_take_longer_than_other_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener_module, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(listener_module, "TICK_SECONDS", 0.02)
+    began = threading.Event()
+
+    async def slow(_: dict[str, Any]) -> dict[str, Any]:
+        began.set()
+        await asyncio.sleep(0.3)
+        return {"done": True}
+
+    async with serving() as server:
+        server.control.add("slow", slow)
+        assert await ask(server, "/engine/slow", "POST") == (200, {"done": True})
+        assert began.is_set()
+        monkeypatch.setattr(control_module, "CONTROL_SECONDS", 0.05)
+        status, answer = await ask(server, "/engine/slow", "POST")
+        assert (status, "within 0.05 s" in answer["error"]["message"]) == (504, True)

@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 PREFIX = "/engine/"
 AT_ONCE = 16
 """Control calls under way; more are refused."""
+CONTROL_SECONDS = 900.0
+"""How long one may take: streams may be waited for, and weights copied."""
 
 ControlRoute = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 """Takes the request's JSON object and returns the answer's; runs on the event loop. Raises HoldfastError."""
@@ -143,6 +145,7 @@ class ControlRoutes:
     def _start(
         self, route: ControlRoute, arguments: dict[str, Any], pending: Pending, loop: asyncio.AbstractEventLoop
     ) -> None:
+        pending.allow(CONTROL_SECONDS)
         future = asyncio.run_coroutine_threadsafe(_call(route, arguments), loop)
         self._running.add(future)
 

@@ -30,7 +30,7 @@ CONNECTIONS = 64
 REQUEST_SECONDS = 5.0
 """A request must be complete within this."""
 ANSWER_SECONDS = 60.0
-"""A pending answer must come, and be taken, within this."""
+"""A pending answer must come, and be taken, within this, unless the handler allows more."""
 TICK_SECONDS = 0.5
 """How often the thread looks at its own clock."""
 _ACCEPTS = 16
@@ -47,6 +47,11 @@ class Pending:
         self._listener = listener
         self._connection = connection
 
+    def allow(self, seconds: float) -> None:
+        """Let the answer take so long; to be called by the handler itself."""
+        self._connection.bound = seconds
+        self._connection.deadline = time.monotonic() + seconds
+
     def reply(self, answer: Answer) -> None:
         """Send the answer."""
         self._listener.hand_in(self._connection, answer)
@@ -57,11 +62,12 @@ Handler = Callable[[HttpRequest, Pending], Answer | None]
 
 
 class _Connection:
-    __slots__ = ("deadline", "head_only", "inbox", "outbox", "socket", "stage")
+    __slots__ = ("bound", "deadline", "head_only", "inbox", "outbox", "socket", "stage")
 
     def __init__(self, sock: socket.socket, deadline: float):
         self.socket = sock
         self.deadline = deadline
+        self.bound = ANSWER_SECONDS
         self.inbox = bytearray()
         self.outbox = memoryview(b"")
         self.stage = "reading"
@@ -251,7 +257,7 @@ class Listener:
         for connection in [c for c in self._connections.values() if now >= c.deadline]:
             if connection.stage == "pending":
                 connection.deadline = now + REQUEST_SECONDS
-                self._answer(connection, message(504, f"There was no answer within {ANSWER_SECONDS:g} s."))
+                self._answer(connection, message(504, f"There was no answer within {connection.bound:g} s."))
             else:
                 self._close(connection)
 

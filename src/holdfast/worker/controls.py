@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import urllib.parse
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from xxhash import xxh3_64_intdigest
@@ -24,6 +24,8 @@ from holdfast.worker.rest import PATIENCE, Rest
 from holdfast.worker.vitals import Vitals
 
 LORAS = "/v1/loras"
+LONGEST_WAIT = 600.0
+"""Seconds that streams may be waited for at most, so that the answer still finds its caller."""
 _ID_BITS = 0x7FFF_FFFF
 Arguments = dict[str, Any]
 ArgumentsT = TypeVar("ArgumentsT", bound=msgspec.Struct)
@@ -69,7 +71,7 @@ class Pause(msgspec.Struct, frozen=True):
     """How to come to rest."""
 
     mode: PauseMode = "abort"
-    timeout: float = PATIENCE
+    timeout: Annotated[float, msgspec.Meta(ge=0, le=LONGEST_WAIT)] = PATIENCE
     """Seconds; for ``wait``."""
 
 
