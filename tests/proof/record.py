@@ -153,6 +153,28 @@ def append_faults(row: list[str], path: Path = TRACK_RECORD) -> None:
     _insert(row, "## Faults in real processes", _FAULTS_HEAD, path)
 
 
+_ENGINES_COLUMNS = (
+    *("when (UTC)", "commit", "machine", "engine", "fault", "times", "moved: streamed + whole", "exact"),
+    *("gap median", "gap max", "processes left behind"),
+)
+_ENGINES_HEAD = f"""
+## Engines
+
+`make proof-engines` appends here: two workers of a real engine (SmolLM2-135M, float32, CPU), four streamed and four
+whole answers at once by the `openai` client, and one worker hurt at a random token of a stream. Every text, finish
+reason and token count is compared with the undisturbed run's. A gap is the longest silence of a stream that moved;
+it contains the prefill on the other worker and, for a stopped worker, the time until that is noticed.
+
+| {" | ".join(_ENGINES_COLUMNS)} |
+|{"---|" * len(_ENGINES_COLUMNS)}
+"""
+
+
+def append_engines(row: list[str], path: Path = TRACK_RECORD) -> None:
+    """Add a row to the engines."""
+    _insert(row, "## Engines", _ENGINES_HEAD, path)
+
+
 def append(row: list[str], path: Path = TRACK_RECORD) -> None:
     """Add a row to the kills."""
     _insert(row, "# Track record", _HEAD, path)
