@@ -19,6 +19,7 @@ from holdfast.requests.config import RequestSettings
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.generation import GO_ON, Generation
 from holdfast.requests.plan import Deadlines, Ending, Plan
+from holdfast.requests.prefill_leg import PrefillLeg
 from holdfast.requests.request import Request
 from holdfast.requests.service import Services
 from holdfast.routing.kv import Knowledge
@@ -185,7 +186,7 @@ class FakeWorker:
         credit: int = 0,
         first_index: int | None = None,
     ) -> FakeStream:
-        assert endpoint == "generate"
+        assert endpoint in ("generate", "prefill")
         if self.open_error is not None:
             raise self.open_error
         stream = FakeStream(self, headers, payload, handler, credit or INITIAL_CREDIT_TOKENS)
@@ -252,7 +253,13 @@ class Fleet:
     # requests.fleet.Pool
 
     def usable(self, model: str) -> list[FakeWorker]:
-        return [w for w in self.workers if w.usable and model in w.cards]
+        return [w for w in self.workers if w.usable and model in w.cards and w.cards[model].role != "prefill"]
+
+    def has_prefill(self, model: str) -> bool:
+        return any(model in w.cards and w.cards[model].role == "prefill" for w in self.workers)
+
+    def prefill(self, model: str) -> list[FakeWorker]:
+        return [w for w in self.workers if w.usable and model in w.cards and w.cards[model].role == "prefill"]
 
     def replacement_expected(self, model: str) -> bool:
         return self.expected
@@ -317,6 +324,17 @@ class Seen:
 
     def migrated(self, generation: Generation, gap_seconds: float) -> None:
         self.events.append(("migrated", gap_seconds))
+
+    def prefill_decided(self, generation: Generation, reason: str) -> None:
+        self.events.append(("decided", reason))
+
+    def prefill_started(self, generation: Generation, leg: PrefillLeg) -> None:
+        self.events.append(("leg started", leg.placed.worker.instance))
+
+    def prefill_ended(
+        self, generation: Generation, leg: PrefillLeg, error: HoldfastError | None, seconds: float
+    ) -> None:
+        self.events.append(("leg", error.code if error is not None else "handed_over"))
 
     def ended(self, generation: Generation, ending: Ending) -> None:
         self.events.append(("ended", ending))

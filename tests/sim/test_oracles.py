@@ -104,14 +104,14 @@ def total_deadline_is_forgotten(patch: Patch) -> None:
 
 
 def accepted_work_is_refused(patch: Patch) -> None:
-    def planted(self: EngineHost, key: object, call: object, story: object) -> None:
+    def planted(self: EngineHost, key: object, call: object, story: object, **_: object) -> None:
         call.refuse(InvalidRequest("planted"))  # type: ignore[attr-defined]
 
     accept = EngineHost._accept
 
-    def sometimes(self: EngineHost, key: int, call: object, story: object) -> None:
+    def sometimes(self: EngineHost, key: int, call: object, story: object, **more: bool) -> None:
         act = planted if key % 7 == 0 else accept
-        act(self, key, call, story)  # type: ignore[arg-type]
+        act(self, key, call, story, **more)  # type: ignore[arg-type]
 
     patch.setattr(EngineHost, "_accept", sometimes)
 

@@ -31,6 +31,9 @@ Two attributes decide everything: ``fault`` says whose it is, ``retry`` says wha
     │   ├── PeerSilent          transport  elsewhere  504
     │   ├── AcceptOverdue       transport  elsewhere  504   (never counted against the worker)
     │   └── ProtocolViolation   transport  elsewhere  502
+    ├── HandoffFault            internal   same       503   (never the client's last word: the prompt is computed anew)
+    │   ├── HandoffMismatch       stands for other tokens, or for another engine
+    │   └── HandoffLost           the blocks, or their owner, are gone
     ├── MigrationExhausted      internal   later      503
     ├── ShuttingDown            internal   later      503
     └── InternalError           internal   never      500
@@ -330,6 +333,32 @@ class ProtocolViolation(TransportFault):
 
     code = "protocol_violation"
     status = 502
+
+
+class HandoffFault(HoldfastError):
+    """A decode worker could not start from what a prefill worker computed; nothing was generated from it.
+
+    Nobody's mistake and no worker's fault: the same worker may compute the prompt itself.
+    """
+
+    code = "handoff_failed"
+    fault = "internal"
+    retry = "same"
+    status = 503
+    openai_type = "service_unavailable"
+    hint = "Retry; if it persists look at the logs of the prefill and decode workers that are named."
+
+
+class HandoffMismatch(HandoffFault):
+    """The KV hand-off does not stand for the tokens of the request that brings it, or speaks another protocol."""
+
+    code = "handoff_mismatch"
+
+
+class HandoffLost(HandoffFault):
+    """The KV blocks of a hand-off cannot be had: their worker is gone, or they did not come in time."""
+
+    code = "handoff_lost"
 
 
 class MigrationExhausted(HoldfastError):

@@ -6,7 +6,8 @@ whoever routes, and meet by themselves. Either way the decode leg delivers every
 token that a prefill leg makes on its way is nobody's.
 
 A handle says for which tokens it stands, so that a decode worker never continues from somebody else's blocks or from
-half of them. Must never know an engine or a connection.
+half of them. An engine that cannot have the blocks of a handle ends the sequence with `base.errors.HandoffLost`, so
+that its worker is asked to compute the prompt itself and is not blamed. Must never know an engine or a connection.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from holdfast.base.errors import InvalidRequest
+from holdfast.base.errors import HandoffMismatch
 
 Role = Literal["aggregated", "prefill", "decode"]
 """What a worker does: the whole of a request, its prompt only, or the rest (and, when it has to, the whole)."""
@@ -41,18 +42,13 @@ class KvHandoff(msgspec.Struct, frozen=True, omit_defaults=True):
     fingerprint: str = ""
     """Of the engine that computed them."""
     params: dict[str, Any] = {}
-    """The engine's own words."""
+    """The engine's own words; in the style ``rendezvous`` ``bootstrap_host``, ``bootstrap_port``, ``bootstrap_room``
+    and ``prefill_rank``, drawn by whoever routes."""
 
 
 def digest_of(prompt_ids: bytes, generated_ids: bytes = b"") -> int:
     """Return XXH3-64 over the little-endian u32 ids of prompt and generated tokens, in this order."""
     return xxh3_64_intdigest(prompt_ids + generated_ids)
-
-
-class HandoffMismatch(InvalidRequest):
-    """A handle that does not stand for the tokens of the request that brings it; nothing was generated from it."""
-
-    code = "handoff_mismatch"
 
 
 def verify(handoff: KvHandoff, prompt_ids: bytes, generated_ids: bytes, *, protocol: str) -> None:

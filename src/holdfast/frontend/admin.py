@@ -96,13 +96,14 @@ class _Routes:
             "instances": [
                 {
                     "component": w.record.component,
-                    "endpoint": "generate",
+                    "endpoint": "prefill" if w.role == "prefill" else "generate",
                     "namespace": w.record.namespace,
                     "instance_id": w.instance,
                     "transport": {"tcp": w.record.address},
                     "state": w.standing,
                     "lifecycle": w.lifecycle,
                     "draining": w.draining,
+                    "role": w.role,
                     "problem": w.trouble,
                     "models": [card.name for card in w.record.cards],
                     "pid": w.record.pid,
@@ -111,6 +112,7 @@ class _Routes:
                 for w in pool.all_workers()
             ],
             "models": usable,
+            "prefill": {name: len(pool.prefill(name)) for name in usable if pool.has_prefill(name)},
         }
         return _body(_json(content), 200 if healthy else 503)
 

@@ -73,6 +73,7 @@ def foresee_model(metrics: FrontendMetrics, model: str) -> None:
         metrics.rejections_by_knob.labels(model, layer, knob)
     for surface in SURFACES:
         metrics.rejections.labels(model, surface)
+    metrics.prefill.foresee(model)
     metrics.migration_too_long.labels(model)
     metrics.disconnects.labels(model)
 

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
 
 STATES = ("unknown", "probing", "usable", "suspect", "ejected", "draining")
-_STAGES = {"received": "route", "placing": "route", "migrating": "route", "dispatched": "dispatch"}
+_STAGES = {
+    "received": "route", "placing": "route", "migrating": "route", "prefilling": "prefill", "dispatched": "dispatch",
+}  # fmt: skip
 _CARD_FIELDS = {
     "model_total_kv_blocks": "total_kv_blocks",
     "model_max_num_seqs": "max_num_seqs",
@@ -44,6 +46,7 @@ class Gauges:
         self._leases = r.gauge("holdfast_frontend_leases")
         self._ready = r.gauge(f"{front}model_ready")
         self._usable = r.gauge("holdfast_frontend_model_usable_workers")
+        self._prefilling = r.gauge("holdfast_frontend_model_prefill_workers")
         self._limit = r.gauge(f"{front}model_migration_limit")
         self._cards = {field: r.gauge(f"{front}{name}") for name, field in _CARD_FIELDS.items()}
         self._workers = r.gauge("holdfast_frontend_workers")
@@ -113,13 +116,14 @@ class Gauges:
         self._stages.labels("preprocess", "").set(metrics.preprocessing)
         for stage in ("route", "dispatch"):
             self._stages.labels(stage, "aggregated").set(stages[stage])
+        self._stages.labels("dispatch", "prefill").set(stages["prefill"])
 
     def _models(self) -> None:
         pool = self._frontend.pool
         cards = pool.models()
         primary = {name: found for name, found in cards.items() if found[0].name == name}
         known = {m.card.name for m in self._frontend.registry.served().values()} | set(primary)
-        for gauge in (self._ready, self._usable, self._limit, *self._cards.values()):
+        for gauge in (self._ready, self._usable, self._prefilling, self._limit, *self._cards.values()):
             gauge.clear()
         for model in sorted(known):
             self._frontend.metrics.expect(model)
@@ -128,6 +132,7 @@ class Gauges:
             usable = len(pool.usable(model))
             self._ready.labels(label).set(usable > 0)
             self._usable.labels(label).set(usable)
+            self._prefilling.labels(label).set(len(pool.prefill(model)))
             self._limit.labels(label).set(self._frontend.services.settings.migration_limit)
             self._card(label, primary.get(model, ()))
 
@@ -144,7 +149,7 @@ class Gauges:
         for gauge in (*gauges, self._after_cancel, self._state):
             gauge.clear()
         for worker in workers:
-            where = (worker.instance, "0", "aggregated")
+            where = (worker.instance, "0", worker.role)
             load = worker.load
             self._blocks.labels(*where).set(load.kv_used_blocks)
             self._prefill.labels(*where).set(load.prefill_tokens)

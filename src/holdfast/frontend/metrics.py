@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from holdfast.base.errors import HoldfastError
 from holdfast.frontend.foreseen import foresee, foresee_model
+from holdfast.frontend.prefill_metrics import PrefillMetrics
+from holdfast.requests.disagg import Reason
 from holdfast.requests.generation import Generation
 from holdfast.requests.plan import Ending
+from holdfast.requests.prefill_leg import PrefillLeg
 from holdfast.requests.request import Request
 from holdfast.runtime.notices import PoolEvent
 from holdfast.runtime.pool import Worker
@@ -95,6 +98,7 @@ class FrontendMetrics:
         self.attempt_failures = r.counter("holdfast_frontend_attempt_failures_total")
         self.joins = r.counter("holdfast_frontend_joins_total")
         self.transitions = r.counter("holdfast_frontend_worker_transitions_total")
+        self.prefill = PrefillMetrics(r)
         self.queue_waits = r.histogram("holdfast_frontend_queue_wait_seconds")
         self.template_time = r.histogram("dynamo_frontend_template_seconds").labels()
         self.tokenize_time = r.histogram("dynamo_frontend_tokenize_seconds").labels()
@@ -111,8 +115,7 @@ class FrontendMetrics:
         self._knobs = LabelValues(KNOBS_SHOWN)
         self._models: dict[str, _Model] = {}
         self._states: dict[str, str] = {}
-        self._stage_route = self.stages.labels("route")
-        self._stage_roundtrip = self.stages.labels("transport_roundtrip")
+        self._stage_route, self._stage_roundtrip = map(self.stages.labels, ("route", "transport_roundtrip"))
         self._stage_preprocess = self.stages.labels("preprocess")
         self._stage_postprocess = self.stages.labels("postprocess")
         self._noted = (
@@ -257,6 +260,23 @@ class FrontendMetrics:
         model = self.label(generation.plan.model)
         self.migration_gap.labels(model).observe(gap_seconds)
         self.migration_duration.labels(model, generation.migration_type, "success").observe(gap_seconds)
+
+    def prefill_decided(self, generation: Generation, reason: Reason) -> None:
+        """See `Observer`."""
+        self.prefill.decided(self.label(generation.plan.model), reason)
+
+    def prefill_started(self, generation: Generation, leg: PrefillLeg) -> None:
+        """See `Observer`."""
+
+    def prefill_ended(
+        self,
+        generation: Generation,
+        leg: PrefillLeg,  # noqa: ARG002 - the protocol's signature
+        error: HoldfastError | None,
+        seconds: float,
+    ) -> None:
+        """See `Observer`."""
+        self.prefill.ended(self.label(generation.plan.model), error, seconds)
 
     def ended(self, generation: Generation, ending: Ending) -> None:
         """See `Observer`."""

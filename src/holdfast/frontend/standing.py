@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 from holdfast.base.errors import HoldfastError, SecretMismatch, VersionMismatch
 from holdfast.models.card import AGREED_FIELDS
+from holdfast.models.pairing import PAIRED_FIELDS
 from holdfast.runtime.pool import Worker
 from holdfast.telemetry.metric import LABEL_VALUES
 
 if TYPE_CHECKING:
     from holdfast.frontend.app import Frontend
 
-_FIELDS = (*AGREED_FIELDS, "version", "secret")
+_FIELDS = (*AGREED_FIELDS, *PAIRED_FIELDS, "version", "secret")
 _SLOT_STATES = ("gave-up", "restarting", "running")
 """Worst first: when there are too many slots to be shown, those that are well are left out."""
 

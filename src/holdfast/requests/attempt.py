@@ -23,6 +23,7 @@ from holdfast.wire.frames import OpenHeaders
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
     from holdfast.requests.need import Placed
+    from holdfast.requests.prefill_leg import PrefillLeg
 
 _encode = msgspec.msgpack.Encoder().encode
 LEAST_CREDIT = 64
@@ -33,13 +34,15 @@ class Attempt:
     """See the module; created by `Generation`, which reads its fields."""
 
     __slots__ = (
-        "accepted", "accepted_at", "base", "generation", "handle", "number", "placed", "proof", "refill_at", "result",
-        "scored", "sent", "started_at", "watched", "window",
+        "accepted", "accepted_at", "base", "generation", "handle", "leg", "number", "placed", "proof", "refill_at",
+        "result", "scored", "sent", "started_at", "watched", "window",
     )  # fmt: skip
 
-    def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
+    def __init__(self, generation: Generation, placed: Placed, number: int, now: float, leg: PrefillLeg | None = None):
         self.generation = generation
         self.placed = placed
+        self.leg = leg
+        """Who computes its prompt; None: its own worker does."""
         self.number = number
         self.base = generation.count
         """Output index at which this attempt starts."""
@@ -48,7 +51,7 @@ class Attempt:
         self.accepted_at = 0.0
         self.sent = False
         """The worker may have got it."""
-        self.watched: bool = number > 1
+        self.watched: bool = number > 1 or bool(generation.need.suspicion.deaths)
         """Whether the driver wants to know about new tokens: until there are enough of them."""
         self.proof = generation.need.suspicion.proof
         """New tokens that count as progress."""
@@ -88,6 +91,8 @@ class Attempt:
             priority=plan.priority,
             cache_salt=plan.cache_salt,
             extra=self._extra(),
+            leg="decode" if self.leg is not None else "aggregated",
+            handoff=self.leg.handoff if self.leg is not None else None,
         )
         self.sent = True
         try:

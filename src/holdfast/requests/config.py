@@ -11,6 +11,75 @@ from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.router_config import RouterSettings
 
 
+class DisaggSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """When prompts are computed by prefill workers, and how long that may take. Lengths in tokens, times in seconds."""
+
+    enforce_disagg: Annotated[
+        bool,
+        setting(
+            "DYN_ENFORCE_DISAGG",
+            "Fail a request whose prompt no prefill worker can compute, instead of letting its decode worker do it.",
+        ),
+    ] = False
+    max_local_prefill_length: Annotated[
+        int,
+        setting(
+            "DYN_MAX_LOCAL_PREFILL_LENGTH",
+            "Prompts that leave the decode worker no more than this to compute are not handed to prefill workers; 0: "
+            "all are.",
+            ge=0,
+        ),
+    ] = 0
+    conditional_disagg_enabled: Annotated[
+        bool,
+        setting(
+            "DYN_CONDITIONAL_DISAGG_ENABLED",
+            "Let the decode worker compute prompts of which its cache holds much (needs router mode kv).",
+            aliases=("DYN_ROUTER_CONDITIONAL_DISAGG_ENABLED",),
+        ),
+    ] = False
+    conditional_disagg_eff_isl_threshold: Annotated[
+        int,
+        setting(
+            "DYN_CONDITIONAL_DISAGG_EFF_ISL_THRESHOLD",
+            "It does so when fewer than these are left to compute …",
+            aliases=("DYN_ROUTER_CONDITIONAL_DISAGG_EFF_ISL_THRESHOLD",),
+            ge=0,
+        ),
+    ] = 2048
+    conditional_disagg_eff_isl_ratio_threshold: Annotated[
+        float,
+        setting(
+            "DYN_CONDITIONAL_DISAGG_EFF_ISL_RATIO_THRESHOLD",
+            "… and these are less than this share of the prompt.",
+            aliases=("DYN_ROUTER_CONDITIONAL_DISAGG_EFF_ISL_RATIO_THRESHOLD",),
+            ge=0,
+        ),
+    ] = 0.7
+    prefill_timeout: Annotated[
+        float,
+        setting(
+            "DYN_PREFILL_TIMEOUT_SECS",
+            "From sending a prompt to a prefill worker to its hand-off; then another way is taken; 0: no deadline.",
+            ge=0,
+        ),
+    ] = 120.0
+    handoff_timeout: Annotated[
+        float,
+        setting(
+            "DYN_HANDOFF_TIMEOUT_SECS",
+            "From the hand-off to the first token of the decode worker; then it computes the prompt itself; 0: no "
+            "deadline.",
+            ge=0,
+        ),
+    ] = 30.0
+
+    @property
+    def conditional(self) -> bool:
+        """Whether some prompts are computed where they are decoded although prefill workers are there."""
+        return self.conditional_disagg_enabled or self.max_local_prefill_length > 0
+
+
 class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
     """Deadlines, migration and waiting. Times in seconds; 0 switches a deadline off where it says so."""
 
@@ -47,3 +116,4 @@ class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 60.0
     admission: AdmissionSettings = AdmissionSettings()
     router: RouterSettings = RouterSettings()
+    disagg: DisaggSettings = DisaggSettings()

@@ -32,8 +32,9 @@ clients start anew."""
 class Deadlines:
     """Call `add` when a stream begins and `remove` when it has ended."""
 
-    def __init__(self, placement: Placement):
-        self._placement = placement
+    def __init__(self, placement: Placement, handoff: float = 0.0):
+        """``handoff``: seconds from a hand-off to the first token (`DisaggSettings.handoff_timeout`)."""
+        self._placement, self._handoff = placement, handoff
         self._live: dict[Generation, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._last = 0.0
@@ -102,7 +103,9 @@ class Deadlines:
         fresh = generation.count == attempt.base
         bound = bounds.first_token if fresh else bounds.inter_token
         since = max(generation.seen_at, attempt.accepted_at, self._fair_since)
-        if bound and now - since > bound:
+        if fresh and attempt.leg is not None and (late := attempt.leg.late(now, self._handoff)) is not None:
+            attempt.fail(late)
+        elif bound and now - since > bound:
             knob = bounds.knob("first_token" if fresh else "inter_token")
             stage = "first token" if fresh else "next token"
             attempt.fail(

@@ -11,12 +11,13 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from holdfast.base.errors import AcceptOverdue, CapacityExhausted, HoldfastError, InternalError
+from holdfast.base.errors import AcceptOverdue, CapacityExhausted, HandoffFault, HoldfastError, InternalError
 from holdfast.requests.attempt import Attempt
 from holdfast.requests.chain import Chain
 from holdfast.requests.migration import Failure, History, MigrationType, judge, migration_type, record
 from holdfast.requests.need import Need, Placed
 from holdfast.requests.plan import Join, Move, Plan
+from holdfast.requests.prefill import Prefilling
 from holdfast.routing.claims import ANY_RANK
 from holdfast.routing.kv import Decision
 from holdfast.routing.policy import Candidate
@@ -25,6 +26,7 @@ from holdfast.telemetry.explain import Considered, Weighed
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
+    from holdfast.requests.prefill_leg import PrefillLeg
     from holdfast.requests.service import Services
 
 log = logging.getLogger(__name__)
@@ -37,8 +39,8 @@ class Driver:
     """Belongs to one `Generation`, for its whole life."""
 
     __slots__ = (
-        "_generation", "_interrupted", "_services", "_stalled_at", "_task", "considered", "history", "join",
-        "moves", "need", "overlap", "rank",
+        "_generation", "_interrupted", "_prefilling", "_services", "_stalled_at", "_task", "considered", "history",
+        "join", "moves", "need", "overlap", "rank",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, services: Services):
@@ -47,6 +49,8 @@ class Driver:
         self._task: asyncio.Task[None] | None = None
         self._interrupted = False
         self._stalled_at = 0.0
+        self._prefilling: Prefilling | None = None
+        """Made when there are prefill workers."""
         self.history = History()
         plan = generation.plan
         self.need = Need(plan.model, Rank(plan.strict_priority, plan.priority), plan.route)
@@ -90,6 +94,9 @@ class Driver:
             log.exception("request %s: fault in the request's driver", generation.plan.request_id)
             generation.finish_with(InternalError("The request failed because of a fault in Holdfast."))
         finally:
+            if self._prefilling is not None:
+                self._prefilling.close()
+                self._prefilling = None
             self._services.deadlines.remove(generation)
             self._services.inquest.still(self.need.suspicion)
             self._task = None
@@ -106,28 +113,39 @@ class Driver:
     async def _one_attempt(self) -> None:
         placement, plan = self._services.placement, self._generation.plan
         self.need.tokens = plan.prompt_length + self._generation.count
+        prefilling = self._prefilling
+        if prefilling is not None or self._services.prefills.concerns(plan.model):
+            prefilling = self._prefilling = prefilling or Prefilling(self._generation, self._services)
+            prefilling.expect()
         placed = await placement.find(self.need, plan.deadlines.wait)
         attempt = None
         try:
-            attempt = self._begin(placed)
+            leg = await prefilling.leg(placed) if prefilling is not None else None
+            if leg is None and self.need.remote:
+                return  # chosen as one that would not have to compute it
+            attempt = self._begin(placed, leg)
             try:
                 error = await attempt.result
             finally:
                 attempt.kill("superseded")
+            if prefilling is not None:
+                prefilling.attempted(attempt, error)
         finally:
             self.need.tokens = plan.prompt_length + self._generation.count
             placement.release(self.need, placed, worked=attempt is not None and attempt.accepted)
         if error is not None and self._generation.ended is None:
             await self._after_failure(attempt, error)
 
-    def _begin(self, placed: Placed) -> Attempt:
+    def _begin(self, placed: Placed, leg: PrefillLeg | None) -> Attempt:
         generation = self._generation
         now = generation.loop.time()
         self.history.attempts += 1
         generation.worker = placed.worker.instance
         if not generation.count:
             self.need.fingerprint = placed.worker.fingerprint_of(generation.plan.model)
-        attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now)
+        attempt = generation.attempt = Attempt(generation, placed, self.history.attempts, now, leg)
+        if leg is not None:
+            leg.attempt = attempt
         candidates = self._services.policy.considered
         self.rank = placed.rank
         self.overlap = placed.decision.overlap if placed.decision is not None else None
@@ -154,7 +172,8 @@ class Driver:
         generation.note("failed", f"{error.code} at token {generation.count}: {error.message}")
         if not isinstance(error, AcceptOverdue):
             attempt.placed.worker.report_failure(error)
-        self.need.failed(attempt.placed.key, failure, now)
+        if not isinstance(error, HandoffFault):  # the same worker may do it without
+            self.need.failed(attempt.placed.key, failure, now)
         suspicion = self.need.suspicion
         if suspicion.deaths and services.inquest.settle(suspicion):
             services.placement.wake()
@@ -210,9 +229,23 @@ class Driver:
         self.need.accepted()
         return first
 
+    def prefill_accepted(self) -> None:
+        """A prefill worker computes the prompt: work on the request has begun."""
+        self.history.begun = True
+        self.need.accepted()
+        self._generation.note("prefill accepted")
+
+    def lost_prefill(self, leg: PrefillLeg) -> None:
+        """The process that computed the prompt is lost; told for all of its legs before any driver runs."""
+        self._services.inquest.died(
+            leg.placed.key, self.need.suspicion, tokens=0, progressed=False, accepted=leg.accepted
+        )
+
     def prompt_computed(self, attempt: Attempt) -> None:
         """The first token of an attempt has come: its worker has room for another prompt."""
         attempt.placed.claim.computed()
+        if attempt.leg is not None:
+            attempt.leg.taken()
         self._services.placement.line.offer(self.need.model)
 
     def lost_worker(self, attempt: Attempt) -> None:

@@ -54,6 +54,12 @@ class Pool(Protocol):
     def usable(self, model: str) -> Sequence[ServingWorker]:
         """Return those that may get new work now."""
 
+    def has_prefill(self, model: str) -> bool:
+        """Return whether somebody computes prompts of a model for others, in whatever state."""
+
+    def prefill(self, model: str) -> Sequence[ServingWorker]:
+        """Return those that may get prompts now; none of them is ever among the usable ones."""
+
     def replacement_expected(self, model: str) -> bool:
         """Return whether it makes sense to wait for one."""
 

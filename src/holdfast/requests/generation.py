@@ -231,7 +231,8 @@ class Generation:
 
     def finish_with(self, error: HoldfastError) -> None:
         """End the stream with an error; idempotent."""
-        state: State = "failed" if self.driver.history.accepted else "rejected"
+        history = self.driver.history
+        state: State = "failed" if history.accepted or history.begun else "rejected"
         if isinstance(error, DeadlineExceeded):
             state = "expired"
         self._conclude(state, "", error)

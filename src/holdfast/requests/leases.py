@@ -8,10 +8,11 @@ Must never decide whether something may be counted; that is admission's business
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
-LeaseKind = Literal["request", "stream", "attempt", "waiting", "queued", "trial", "probation"]
-KINDS: tuple[LeaseKind, ...] = ("request", "stream", "attempt", "waiting", "queued", "trial", "probation")
+LeaseKind = Literal["request", "stream", "attempt", "waiting", "queued", "trial", "probation", "prefill", "held"]
+"""``prefill``: prefill legs of a frontend; ``held``: hand-offs that a prefill worker keeps blocks for."""
+KINDS: tuple[LeaseKind, ...] = get_args(LeaseKind)
 
 
 class Lease:

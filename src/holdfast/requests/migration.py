@@ -11,6 +11,7 @@ import msgspec
 
 from holdfast.base.errors import (
     AcceptOverdue,
+    HandoffFault,
     HoldfastError,
     MigrationExhausted,
     PoisonRequest,
@@ -36,6 +37,8 @@ class History(msgspec.Struct):
     """Accepted attempts that ended because the worker was draining or had no room."""
     accepted: bool = False
     """Some attempt was accepted by a worker."""
+    begun: bool = False
+    """Some prefill worker has taken its prompt."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -50,7 +53,7 @@ class Failure(msgspec.Struct, frozen=True):
     def orderly(self) -> bool:
         """Whether it is nobody's fault, so that the migration limit does not count it."""
         error = self.error
-        if not self.sent or error.fault == "capacity" or isinstance(error, WorkerDraining):
+        if not self.sent or error.fault == "capacity" or isinstance(error, WorkerDraining | HandoffFault):
             return True
         return isinstance(error, AcceptOverdue) and bool(error.details.get("hedged"))
 
@@ -99,7 +102,7 @@ def judge(
     """
     error = failure.error
     if convicted:
-        return Verdict(_poison(history, error))
+        return Verdict(poisoned(history, error))
     if error.retry not in ("elsewhere", "same") and error.fault != "capacity":
         return Verdict(error)
     if failure.orderly:
@@ -129,7 +132,8 @@ def _refusal(
     return None
 
 
-def _poison(history: History, error: HoldfastError) -> PoisonRequest:
+def poisoned(history: History, error: HoldfastError) -> PoisonRequest:
+    """Return what the client of a convicted stream is told."""
     return PoisonRequest(
         f"Workers were lost one after the other while they began this request ({history.attempts} attempts).",
         attempts=history.attempts,

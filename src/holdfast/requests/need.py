@@ -68,7 +68,7 @@ class Need:
 
     __slots__ = (
         "avoid", "chain", "crowded", "fingerprint", "full", "generated", "model", "party", "queued_at", "rank",
-        "refused", "route", "since", "started", "suspicion", "tokens",
+        "refused", "remote", "route", "since", "started", "suspicion", "tokens",
     )  # fmt: skip
 
     def __init__(self, model: str, rank: Rank = DEFAULT_RANK, route: Route = ANYWHERE):
@@ -93,6 +93,8 @@ class Need:
         self.refused: dict[tuple[str, int], tuple[float, HoldfastError]] = {}
         """Workers that did not take it lately: not asked again before that time."""
         self.fingerprint = ""
+        self.remote = False
+        """Its next worker will find the prompt computed: only its load counts, and it has none of it to compute."""
         self.suspicion = Record()
         self.started = False
         """Some worker has accepted this stream: it waits for room instead of being rejected."""

@@ -10,6 +10,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from holdfast.base.errors import InvalidRequest, NoWorkers
 from holdfast.requests.fleet import ServingWorker
 from holdfast.requests.need import Need
@@ -43,9 +45,11 @@ class Router:
         policy: the router mode.
         settings: of the decision.
         kv: knows caches; None: the mode does not ask for it.
+        prefill: it chooses who computes prompts for others.
     """
 
-    def __init__(self, policy: Policy, settings: RouterSettings, kv: KvRouter | None = None):
+    def __init__(self, policy: Policy, settings: RouterSettings, kv: KvRouter | None = None, *, prefill: bool = False):
+        self._prefill = prefill
         self.policy = policy
         self.settings = settings
         self.kv = kv
@@ -114,10 +118,12 @@ class Router:
         card = choice.worker.card(need.model)
         size = card.block_size if card is not None else 0
         shared = choice.hashes if self.settings.router_assume_kv_reuse else _NO_HASHES
-        rank = choice.rank
+        rank, cached = choice.rank, choice.cached
+        if need.remote and not self._prefill:
+            shared, cached = _NO_HASHES, need.tokens
         if self.kv is not None and rank == ANY_RANK and card is not None and card.data_parallel_size == 1:
             rank = 0
-        return ledger.take(choice.worker, need.tokens, size, rank=rank, cached=choice.cached, hashes=shared)
+        return ledger.take(choice.worker, need.tokens, size, rank=rank, cached=cached, hashes=shared)
 
     def forget(self, instance: str) -> None:
         """A worker is gone."""
@@ -162,12 +168,15 @@ class Router:
         if card is None or card.block_size < 1 or need.chain is None or self.kv is None:
             return None
         route = need.route
+        weights = route.weighed(self.kv.weights)
+        if need.remote and not self._prefill:
+            weights = msgspec.structs.replace(weights or self.kv.weights, overlap_score_credit=0.0)
         return Prompt(
             need.tokens,
             need.chain.of(card.block_size, need.generated()),
             card.block_size,
-            route.rank,
-            route.weighed(self.kv.weights),
+            route.rank if not self._prefill else None,
+            weights,
             {w.instance: route.preference(_taints(w, need.model)) for w in workers} if route.preferred else {},
         )
 

@@ -14,6 +14,7 @@ from holdfast.base.errors import HoldfastError
 from holdfast.requests.budget import Pacer, RetryBudget
 from holdfast.requests.config import RequestSettings
 from holdfast.requests.deadlines import Deadlines
+from holdfast.requests.disagg import Prefills, Reason
 from holdfast.requests.fleet import Pool
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.leases import LeaseBook
@@ -31,6 +32,7 @@ from holdfast.routing.thresholds import ThresholdBook
 
 if TYPE_CHECKING:
     from holdfast.requests.generation import Generation
+    from holdfast.requests.prefill_leg import PrefillLeg
 
 
 class Observer(Protocol):
@@ -56,6 +58,17 @@ class Observer(Protocol):
 
     def migrated(self, generation: Generation, gap_seconds: float) -> None:
         """The first new token after a move; the gap counts from the failure."""
+
+    def prefill_decided(self, generation: Generation, reason: Reason) -> None:
+        """Where prefill workers are, it was decided where the prompt of an attempt is computed, and why."""
+
+    def prefill_started(self, generation: Generation, leg: PrefillLeg) -> None:
+        """A prompt goes out to a prefill worker."""
+
+    def prefill_ended(
+        self, generation: Generation, leg: PrefillLeg, error: HoldfastError | None, seconds: float
+    ) -> None:
+        """A prefill leg has handed its prompt over, or failed; not told of legs that nobody wanted any more."""
 
     def ended(self, generation: Generation, ending: Ending) -> None:
         """The terminal event."""
@@ -104,8 +117,26 @@ class Services:
         )
         self.admission = Admission(self.thresholds, enabled=wanted.admission_control != "none")
         self.policy = Policy(mode, rng)
-        kv = self._kv_router(knowledge) if mode == "kv" and knowledge is not None else None
+        known = knowledge if mode == "kv" else None
+        kv = (
+            self._kv_router(known, track_blocks=settings.router.router_track_active_blocks)
+            if known is not None
+            else None
+        )
         self.router = Router(self.policy, settings.router, kv)
+        self.prefills = Prefills(
+            settings.disagg,
+            pool,
+            Router(
+                Policy(mode if mode != "direct" else "round-robin", rng),
+                settings.router,
+                self._kv_router(known, track_blocks=False) if known is not None else None,
+                prefill=True,
+            ),
+            self.admission,
+            self.leases,
+            rng,
+        )
         self.placement = Placement(
             pool,
             self.router,
@@ -116,10 +147,10 @@ class Services:
             inquest=self.inquest,
         )
         self.thresholds.on_change = self.placement.line.offer
-        self.deadlines = Deadlines(self.placement)
+        self.deadlines = Deadlines(self.placement, settings.disagg.handoff_timeout)
         self._usual_bounds = self._bounds(None, None, None, None)
 
-    def _kv_router(self, knowledge: Knowledge) -> KvRouter:
+    def _kv_router(self, knowledge: Knowledge, *, track_blocks: bool) -> KvRouter:
         wanted = self.settings.router
         return KvRouter(
             knowledge,
@@ -127,7 +158,7 @@ class Services:
             self.rng,
             weights=wanted.weights,
             clock=self.flusher.clock,
-            track_blocks=wanted.router_track_active_blocks,
+            track_blocks=track_blocks,
             track_prefill=wanted.router_track_prefill_tokens,
             template_tokens=wanted.router_template_tokens,
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import Literal
 
 State = Literal[
-    "received", "placing", "dispatched", "accepted", "streaming", "migrating", "done", "rejected", "cancelled",
-    "failed", "expired",
+    "received", "placing", "prefilling", "dispatched", "accepted", "streaming", "migrating", "done", "rejected",
+    "cancelled", "failed", "expired",
 ]  # fmt: skip
 
 TERMINAL: frozenset[State] = frozenset({"done", "rejected", "cancelled", "failed", "expired"})
@@ -24,19 +24,21 @@ _LATE_END: frozenset[State] = frozenset({"done", "cancelled", "failed", "expired
 
 NEXT: dict[State, frozenset[State]] = {
     "received": _states("placing") | _ANY_END,
-    "placing": _states("dispatched") | _ANY_END,
+    "placing": _states("prefilling", "dispatched") | _ANY_END,
+    "prefilling": _states("dispatched", "rejected") | _LATE_END,
     "dispatched": _states("accepted", "migrating", "rejected") | _LATE_END,
     "accepted": _states("streaming", "migrating") | _LATE_END,
     "streaming": _states("migrating") | _LATE_END,
-    "migrating": _states("dispatched", "rejected") | _LATE_END,
+    "migrating": _states("prefilling", "dispatched", "rejected") | _LATE_END,
     "done": frozenset(),
     "rejected": frozenset(),
     "cancelled": frozenset(),
     "failed": frozenset(),
     "expired": frozenset(),
 }
-"""``placing`` is the first search for a worker, ``migrating`` every later one; ``rejected`` is an answer to a
-stream that no worker ever accepted (promise P6). A stream can be done while it is moved: a blocked client that
+"""``placing`` is the first search for a worker, ``migrating`` every later one. ``prefilling``: a worker is found, and
+another one computes the prompt for it. ``rejected`` is an answer to a stream that no worker ever accepted (promise
+P6). A stream can be done while it is moved: a blocked client that
 reads on may find its stop string in tokens of the attempt before."""
 
 

@@ -4,6 +4,9 @@ The worker that came first speaks for a model name; others whose card contradict
 `models.card.AGREED_FIELDS` are refused for that name, and the field is named. A model whose workers are all
 away is remembered for a while, because requests for it wait for a replacement.
 
+Workers that compute prompts only are kept apart: they serve no model by themselves, speak for a name only while nobody
+else does, and are told when no decode worker can take over from them (`models.pairing`).
+
 Must never look at health.
 """
 
@@ -13,11 +16,13 @@ import logging
 from collections.abc import Iterable
 
 from holdfast.models.card import ModelCard, disagreement
+from holdfast.models.pairing import explain, mismatch
 from holdfast.runtime.member import Worker
 
 log = logging.getLogger(__name__)
 
 REMEMBERED_MODELS = 1_024
+_NOBODY: list[Worker] = []
 
 
 class Catalogue:
@@ -25,6 +30,8 @@ class Catalogue:
 
     def __init__(self) -> None:
         self._workers: dict[str, list[Worker]] = {}
+        self._prefill: dict[str, list[Worker]] = {}
+        """Only names that have some."""
         self._last: dict[str, ModelCard] = {}
 
     def rebuild(self, workers: Iterable[Worker]) -> None:
@@ -33,7 +40,7 @@ class Catalogue:
         Args:
             workers: in order of arrival; those that leave speak for no name as long as another does.
         """
-        ordered = sorted(workers, key=lambda w: (w.draining or w.leaving, w.arrival))
+        ordered = sorted(workers, key=lambda w: (w.draining or w.leaving, _prefills(w), w.arrival))
         spokesmen: dict[str, tuple[Worker, ModelCard]] = {}
         offered: list[tuple[str, Worker, ModelCard]] = []
         for alias in (False, True):
@@ -44,6 +51,7 @@ class Catalogue:
                         spokesmen.setdefault(name, (worker, card))
                         offered.append((name, worker, card))
         self._workers = {name: [] for name in spokesmen}
+        self._prefill = {}
         cards: dict[Worker, dict[str, ModelCard]] = {worker: {} for worker in ordered}
         problems: dict[Worker, str] = dict.fromkeys(ordered, "")
         fields: dict[Worker, str] = {}
@@ -55,13 +63,26 @@ class Catalogue:
                 problems[worker] = problems[worker] or _contradiction(name, field, speaker, known, card)
             elif card.state == "ready" and name not in cards[worker]:
                 cards[worker][name] = card
-                self._workers[name].append(worker)
-                self._remember(name, card)
+                if card.role == "prefill":
+                    self._prefill.setdefault(name, []).append(worker)
+                else:
+                    self._workers[name].append(worker)
+                    self._remember(name, card)
+        self._pair(cards, problems, fields)
         for worker in ordered:
             worker.cards = cards[worker]
             if problems[worker] and problems[worker] != worker.problem:
                 log.error("worker %s at %s: %s", worker.instance, worker.record.address, problems[worker])
             worker.problem, worker.refused_for = problems[worker], fields.get(worker, "")
+
+    def _pair(
+        self, cards: dict[Worker, dict[str, ModelCard]], problems: dict[Worker, str], fields: dict[Worker, str]
+    ) -> None:
+        """Note which prefill workers nobody can take over from."""
+        for name, prefill in self._prefill.items():
+            for worker, (field, why) in _unpaired(name, prefill, self._workers[name], cards).items():
+                fields.setdefault(worker, field)
+                problems[worker] = problems[worker] or why
 
     def _remember(self, name: str, card: ModelCard) -> None:
         self._last.pop(name, None)
@@ -70,8 +91,12 @@ class Catalogue:
             del self._last[next(iter(self._last))]
 
     def workers(self, model: str) -> list[Worker]:
-        """Return those that serve a model by name or alias, whatever their state."""
+        """Return those that serve a model by name or alias, whatever their state; not those for prompts only."""
         return self._workers.get(model, [])
+
+    def prefill(self, model: str) -> list[Worker]:
+        """Return those that compute prompts of a model and nothing else, whatever their state."""
+        return self._prefill.get(model, _NOBODY)
 
     def card(self, model: str) -> ModelCard | None:
         """Return the card of a model, also when nobody serves it at the moment."""
@@ -80,6 +105,23 @@ class Catalogue:
     def names(self) -> list[str]:
         """Return all names and aliases, those remembered included."""
         return list(self._last)
+
+
+def _prefills(worker: Worker) -> bool:
+    return any(card.role == "prefill" for card in worker.record.cards)
+
+
+def _unpaired(
+    name: str, prefill: list[Worker], decode: list[Worker], cards: dict[Worker, dict[str, ModelCard]]
+) -> dict[Worker, tuple[str, str]]:
+    """Return the prefill workers that none of the decode workers can take over from, with the field and the reason."""
+    found = {}
+    for worker in prefill if decode else ():
+        mine = cards[worker][name]
+        fields = [mismatch(mine, cards[other][name]) for other in decode]
+        if fields[0] is not None and None not in fields:
+            found[worker] = (fields[0], explain(fields[0], mine, cards[decode[0]][name], decode[0].instance))
+    return found
 
 
 def _contradiction(name: str, field: str, speaker: Worker, known: ModelCard, card: ModelCard) -> str:

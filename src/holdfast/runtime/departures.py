@@ -35,6 +35,8 @@ class Departures:
     def left(self, cards: Iterable[ModelCard], *, purposeful: bool, instance: InstanceId | None = None) -> None:
         """A worker with these cards left; a restart of its slot will have the same id."""
         for card in cards:
+            if card.role == "prefill":
+                continue  # its model is served by others
             if card.base_model is not None:
                 self._unloaded.discard(card.name)
                 if instance is not None:

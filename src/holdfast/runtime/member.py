@@ -174,6 +174,11 @@ class Worker:
         return self.record.instance
 
     @property
+    def role(self) -> str:
+        """``prefill`` (prompts only), ``decode`` or ``aggregated``, as its cards say."""
+        return self.record.cards[0].role if self.record.cards else "aggregated"
+
+    @property
     def lifecycle(self) -> InstanceState:
         """The worker's own state: from its last pong while connected, else from its record."""
         if self.draining:

@@ -119,7 +119,7 @@ class WorkerPool:
         return list(self._catalogue.workers(model))
 
     def usable(self, model: str) -> list[Worker]:
-        """Return those that may get new work for a model now.
+        """Return those that may get new streams of a model now; never those that compute prompts only.
 
         Recently failed workers are left out, unless nobody else is there: then the least bad of them is returned.
         """
@@ -128,6 +128,21 @@ class WorkerPool:
         if free or not eligible:
             return free
         return [min(eligible, key=lambda w: (w.inhibition.failures, w.inhibition.until))]
+
+    def has_prefill(self, model: str) -> bool:
+        """Return whether somebody computes prompts of a model for others, whatever their state; asked per attempt."""
+        return bool(self._catalogue.prefill(model))
+
+    def prefill(self, model: str) -> list[Worker]:
+        """Return those that may get prompts of a model now, and never a client's stream.
+
+        Recently failed ones are left out: what they would do can be done elsewhere.
+        """
+        return [worker for worker in self._catalogue.prefill(model) if worker.eligible and not worker.inhibited]
+
+    def prefill_workers(self, model: str) -> list[Worker]:
+        """Return those that compute prompts of a model, whatever their state."""
+        return list(self._catalogue.prefill(model))
 
     def models(self) -> dict[str, list[ModelCard]]:
         """Return the agreed cards by model name and alias.

@@ -13,11 +13,12 @@ from holdfast.engines.mock.config import MockConfig
 from holdfast.frontend.config import FrontendConfig
 from holdfast.health.config import CanaryConfig
 from holdfast.models.store import ArtifactStore
-from holdfast.requests.config import RequestSettings
+from holdfast.requests.config import DisaggSettings, RequestSettings
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.knowledge_config import KnowledgeSettings
 from holdfast.runtime.shutdown import ShutdownBudget
 from holdfast.sim.clients import Exchange
+from holdfast.sim.disagg import HOLD, Meetings
 from holdfast.sim.faults import Moment
 from holdfast.sim.history import History
 from holdfast.sim.plan import Plan, frontend_names, instance_of, worker_names
@@ -29,6 +30,8 @@ from holdfast.wire.frames import OLDEST_VERSION, VERSION
 from holdfast.worker.config import WorkerConfig
 
 RPC_PORT = 7000
+PROMPTS = 4
+"""Prompts that a prefill worker takes for each stream that another one takes: they are over sooner."""
 BACKOFF = 1.0
 """Seconds after which the supervisor starts a process again that ended by itself."""
 HANG_FLOOR = 2.0
@@ -59,6 +62,7 @@ class SimCluster:
         self._upgraded: set[str] = set()
         self._incarnations: dict[str, int] = {}
         self.exchanges: list[Exchange] = []
+        self.meetings = Meetings(world)
         self.rolling = False
         """A rolling restart is under way."""
 
@@ -181,6 +185,7 @@ class SimCluster:
     def worker_config(self, name: str, address: str) -> WorkerConfig:
         """Return a worker's settings."""
         plan = self.plan
+        role = plan.split.role(name) if plan.split is not None else "aggregated"
         return WorkerConfig(
             engine="mock",
             instance_id=instance_of(name),
@@ -188,7 +193,9 @@ class SimCluster:
             rpc_port=RPC_PORT,
             secret=plan.secret,
             insecure=not plan.secret,
-            engine_request_limit=plan.limit,
+            engine_request_limit=plan.limit * (PROMPTS if role == "prefill" else 1),
+            disaggregation_mode="agg" if role == "aggregated" else role,
+            prefill_hold=HOLD,
             health=CanaryConfig(health_check_enabled=plan.canary, canary_wait_time=1.0),
             shutdown=ShutdownBudget(shutdown_total_timeout=8.0, shutdown_inflight_timeout=plan.drain),
         )
@@ -202,6 +209,7 @@ class SimCluster:
             num_blocks=plan.blocks,
             context_length=plan.blocks * 16,
             kv_events=plan.kv_events,
+            **(plan.split.engine() if plan.split is not None else {}),
         )
 
     def frontend_config(self) -> FrontendConfig:
@@ -223,6 +231,7 @@ class SimCluster:
                 client_stall_timeout=plan.client_stall,
                 migration_wait_secs=20.0,
                 migration_max_waiting=plan.most_waiting,
+                disagg=plan.split.settings() if plan.split is not None else DisaggSettings(),
                 admission=AdmissionSettings(
                     active_decode_blocks_threshold=plan.decode_threshold,
                     active_prefill_tokens_threshold=plan.prefill_threshold,

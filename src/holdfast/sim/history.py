@@ -213,6 +213,8 @@ class History(msgspec.Struct):
     calls: list[Call] = []
     sequences: list[Sequence] = []
     failures: list[Failed] = []
+    legs: list[Failed] = []
+    """Prefill legs that failed; ``attempt`` is the one that they were for."""
     endings: list[Ended] = []
     verdicts: list[Verdict] = []
     lives: list[Life] = []

@@ -13,6 +13,7 @@ import msgspec
 from holdfast.base.ids import InstanceId
 from holdfast.sim import faults as f
 from holdfast.sim.bulk import BLOCKS, STEP_MS, bulk_wish
+from holdfast.sim.disagg import MORE_WORKERS, Split, draw_split
 from holdfast.sim.faults import AnyFault, Moment
 from holdfast.sim.profiles import KINDS, PROFILES, Profile
 from holdfast.sim.tape import Tape
@@ -39,6 +40,8 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     """None: the tape chooses."""
     only: tuple[str, ...] = ()
     """Kinds of fault to draw from; empty: all of the profile."""
+    split: bool | None = None
+    """Whether prompts and streams are computed by different workers; None: the tape chooses."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -82,6 +85,8 @@ class Plan(msgspec.Struct, frozen=True):
     """Seconds from a request's arrival to its end."""
     client_stall: float = 4.0
     """Seconds for which a client may take nothing."""
+    split: Split | None = None
+    """Which workers compute prompts; None: all do everything."""
     migration_limit: int = 3
     """Moves of a stream because of faults."""
     drain: float = 0.6
@@ -109,6 +114,9 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
     """Return a plan. Requests come from the tape's stream ``workload``, the rest from ``plan``."""
     drawn: Profile = tape.plan.pick(PROFILES, "profile")
     profile = drawn if shape.profile is None else shape.profile
+    split = draw_split(tape, shape.workers, shape.span, shape.split)
+    if split is not None:
+        shape = msgspec.structs.replace(shape, workers=shape.workers + MORE_WORKERS)
     workload = Workload(tape.workload, shape.frontends, shape.longest)
     count = shape.requests + tape.plan.choose(shape.more_requests + 1, "more requests")
     times = sorted(tape.workload.uniform(0.0, shape.span, "arrival") for _ in range(count))
@@ -143,6 +151,7 @@ def draw_plan(tape: Tape, shape: Shape) -> Plan:
         kv_warm=not tape.plan.chance(0.1, "cold"),
         secret="a shared secret" if tape.plan.chance(0.25, "secret") else "",
         kv_events=profile == "caches" or tape.plan.chance(0.3, "KV events"),
+        split=split,
     )
     return _mixed_fleet(tape, plan) if tape.plan.chance(0.12, "old workers") else plan
 

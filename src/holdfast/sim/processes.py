@@ -16,6 +16,7 @@ from holdfast.frontend.assembly import Assembled
 from holdfast.frontend.drain import Drain
 from holdfast.sim.caches import CacheFaults
 from holdfast.sim.clients import Connected
+from holdfast.sim.disagg import SimExchange
 from holdfast.sim.engine import SimEngine
 from holdfast.sim.history import Fired, Life, Residue
 from holdfast.sim.texts import read_text
@@ -148,8 +149,11 @@ class WorkerHost(SimProcess):
             kill=self._killed,
             pause=self._paused,
         )
+        config = cluster.worker_config(name, self.host.address)
+        self.engine.role = config.role
+        replace(self.engine, "make_exchange", lambda: SimExchange(cluster.meetings, self.host))
         self.worker = WorkerProcess(
-            cluster.worker_config(name, self.host.address),
+            config,
             self.engine,
             world.discovery.client(self.host),
             self.host.rng("worker"),

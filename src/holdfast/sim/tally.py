@@ -46,6 +46,9 @@ SOMETIMES: tuple[str, ...] = (
     *("rolled worker", "rolled frontend"),
     *("prompt crash", "prompt freeze"),
     "join exact",
+    *(f"prefill {route}" for route in ("remote", "short", "handoff", "failed", "no_prefill_worker", "suspect")),
+    *("leg handed over", "leg accept_overdue", "leg disconnected", "leg engine_failed", "leg worker_saturated"),
+    *("hand-offs lose", "hand-offs swap"),
     *("old worker", "old frontend", "moved to a newer version", "moved to an older version"),
 )
 """Counters (`History.seen`) of which none may be 0 after a campaign of `ENOUGH`: every fault, also one that hit live
@@ -59,6 +62,7 @@ RARELY: tuple[str, ...] = (
     "told 200 no_workers",
     "told 200 shutting_down",
     "told 500 poison_request",
+    "prefill saturated",
 )
 """Counters of which none may be 0 after a campaign of `MANY`."""
 

@@ -20,6 +20,7 @@ import msgspec
 from holdfast.sim.bulk import NARROW
 from holdfast.sim.caches import difference
 from holdfast.sim.cluster import SimCluster
+from holdfast.sim.disagg import idle, spoil
 from holdfast.sim.history import History, View, Violation
 from holdfast.sim.nemesis import Nemesis
 from holdfast.sim.oracles import check_all
@@ -156,6 +157,8 @@ class Universe:
         for wish in self.plan.wishes:
             cluster.ask(wish, began + wish.at)
         self.nemesis.start(self.plan.faults)
+        if self.plan.split is not None:
+            spoil(self.cluster, self.plan.split)
         if not await self._until(lambda: self.nemesis.done and cluster.complete, RETURN_BOUND):
             history.violate("liveness", f"not every process was back within {RETURN_BOUND:g} s")
             return
@@ -219,7 +222,8 @@ class Universe:
         """P4 while it runs: leases are never negative, and never more than what they are for."""
         for frontend in self.cluster.frontends:
             held = frontend.assembled.services.leases.sums()
-            most = {"request": frontend.live, "attempt": held["stream"], "waiting": held["stream"]}
+            streams = held["stream"]
+            most = {"request": frontend.live, "attempt": streams, "waiting": streams, "prefill": streams}
             if min(held.values()) < 0 or any(held[kind] > bound for kind, bound in most.items()):
                 self.history.violate("P4", "leases do not fit together", process=frontend.name, **held)
 
@@ -263,7 +267,7 @@ class Universe:
                         known=seen is not None,
                         eligible=seen is not None and seen.eligible,
                         current=seen is not None and seen.epoch == worker.worker.epoch,
-                        served=(frontend.name, worker.name) in served,
+                        served=(frontend.name, worker.name) in served or idle(self.plan, worker.name),
                         state=seen.state if seen is not None else "",
                         cache=difference(frontend, worker) if self.plan.kv_events else "",
                     )

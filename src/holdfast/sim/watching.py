@@ -10,8 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 from holdfast.base.errors import HoldfastError
+from holdfast.requests.disagg import Reason
 from holdfast.requests.generation import Generation
 from holdfast.requests.plan import Ending
+from holdfast.requests.prefill_leg import PrefillLeg
 from holdfast.requests.service import Observer
 from holdfast.runtime.inhibition import Inhibition, InhibitionSettings
 from holdfast.runtime.notices import PoolEvent
@@ -97,13 +99,54 @@ class Watching:
                 error.code,
                 error.fault,
                 phase,
-                error.fault == "capacity" or error.code == "worker_draining" or bool(error.details.get("hedged")),
+                error.fault == "capacity"
+                or error.code == "worker_draining"
+                or error.code.startswith("handoff_")
+                or bool(error.details.get("hedged")),
             )
         )
 
     def migrated(self, generation: Generation, gap_seconds: float) -> None:
         """See `Observer`."""
         self._inner.migrated(generation, gap_seconds)
+
+    def prefill_decided(self, generation: Generation, reason: Reason) -> None:
+        """See `Observer`."""
+        self._inner.prefill_decided(generation, reason)
+        self._history.see(f"prefill {reason}")
+
+    def prefill_started(self, generation: Generation, leg: PrefillLeg) -> None:
+        """See `Observer`."""
+        self._labels[generation.plan.request_id] = generation.plan.label
+        self._inner.prefill_started(generation, leg)
+        self._dispatched(leg.placed.worker.instance)
+
+    def prefill_ended(
+        self, generation: Generation, leg: PrefillLeg, error: HoldfastError | None, seconds: float
+    ) -> None:
+        """See `Observer`."""
+        self._inner.prefill_ended(generation, leg, error, seconds)
+        if error is None:
+            self._history.see("leg handed over")
+            return
+        self._history.see(f"leg {error.code}")
+        plan = generation.plan
+        orderly = error.fault == "capacity" or error.code in ("worker_draining", "accept_overdue")
+        worker = leg.placed.worker.instance
+        self._history.legs.append(
+            Failed(
+                self._now(),
+                self._frontend,
+                plan.label,
+                plan.choice,
+                leg.number,
+                worker,
+                error.code,
+                error.fault,
+                "before first token",
+                orderly,
+            )
+        )
 
     def ended(self, generation: Generation, ending: Ending) -> None:
         """See `Observer`."""

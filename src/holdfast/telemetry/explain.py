@@ -199,16 +199,22 @@ def story(facts: RequestFacts, changes: Iterable[WorkerChange], wall: Callable[[
     }
 
 
+_STAGES = (("prefill", "remote prefill"), ("attempt", "dispatch"), ("accepted", "prefill"), ("first token", "stream"))
+"""Events of a stream with which stages begin, in their usual order."""
+
+
 def _stages(facts: RequestFacts) -> Iterator[dict[str, Any]]:
     """Yield the stages of the first choice; together they are the whole time."""
     moments = [("preprocess", 0.0)]
     if facts.streams:
         stream = facts.streams[0]
         moments.append(("route", facts.prepared or stream.offset))
-        for event, stage in (("attempt", "dispatch"), ("accepted", "prefill"), ("first token", "stream")):
-            at = next((at for at, name, _ in stream.timeline if name == event), None)
-            if at is not None:
-                moments.append((stage, stream.offset + at))
+        found = [
+            (next((at for at, name, _ in stream.timeline if name == event), None), stage) for event, stage in _STAGES
+        ]
+        moments += sorted(
+            [(stage, stream.offset + at) for at, stage in found if at is not None], key=lambda one: one[1]
+        )
         moments.append(("finish", stream.offset + (stream.timeline[-1][0] if stream.timeline else 0.0)))
     for (name, begin), (_, end) in zip(moments, [*moments[1:], ("", facts.seconds)], strict=True):
         yield {"stage": name, "at": round(begin, 4), "seconds": round(max(0.0, end - begin), 4)}

@@ -145,6 +145,26 @@ FAULTS = (
         "Streams that moved after their first token: exact (token for token) or declared.",
         origin="holdfast",
     ),
+    counter(
+        f"{OURS}prefill_decisions_total",
+        ("model", "reason"),
+        "Attempts of models that have prefill workers, by where their prompt was computed: remote, or why its decode "
+        "worker did it (short, cached, no_prefill_worker, incompatible, saturated, failed, suspect, handoff, budget).",
+        origin="holdfast",
+    ),
+    counter(
+        f"{OURS}prefill_legs_total",
+        ("model", "outcome"),
+        "Prompts that were sent to a prefill worker, by how that ended: handed_over, or an error code.",
+        origin="holdfast",
+    ),
+    histogram(
+        f"{OURS}prefill_leg_seconds",
+        MODEL,
+        "From sending a prompt to a prefill worker to its hand-off.",
+        LONG,
+        origin="holdfast",
+    ),
     gauge(f"{OURS}leases", ("kind",), "Leases held, by kind; zero at rest.", origin="holdfast"),
 )
 
@@ -156,6 +176,12 @@ MODELS = (
         origin="newer",
     ),
     gauge(f"{OURS}model_usable_workers", MODEL, "Workers that may get new work for the model.", origin="holdfast"),
+    gauge(
+        f"{OURS}model_prefill_workers",
+        MODEL,
+        "Prefill workers that may get prompts of the model; they serve no streams.",
+        origin="holdfast",
+    ),
     gauge(f"{FRONT}model_total_kv_blocks", MODEL, "KV blocks of a worker; the least of all that serve the model."),
     gauge(f"{FRONT}model_max_num_seqs", MODEL, "Sequences that a worker runs at once; the least of all."),
     gauge(f"{FRONT}model_max_num_batched_tokens", MODEL, "Tokens per engine step of a worker; the least of all."),

@@ -17,6 +17,8 @@ from holdfast.worker.lora_config import LoraConfig
 
 EngineName = Literal["llamacpp", "mock", "trtllm", "vllm"]
 DisaggregationMode = Literal["agg", "prefill", "decode"]
+BACKEND = "backend"
+"""Component of every worker that serves streams."""
 
 
 class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,8 +63,10 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The reference's older name."""
     namespace: Annotated[str, setting("DYN_NAMESPACE", "Namespace that this worker belongs to.")] = "dynamo"
     """Frontends use the workers of their own namespace only."""
-    component: Annotated[str, setting("DYN_COMPONENT", "Component name of this worker.")] = "backend"
-    """``backend`` for workers that do the whole of a request."""
+    component: Annotated[
+        str, setting("DYN_COMPONENT", "Component name of this worker; prefill workers are prefill unless it is set.")
+    ] = BACKEND
+    """``backend`` for workers that do the whole of a request; prefill workers are ``prefill`` unless it is set."""
     rpc_host: Annotated[
         str, setting("DYN_TCP_RPC_HOST", "Address that the wire protocol listens on.", flag="tcp-rpc-host")
     ] = "127.0.0.1"
@@ -107,6 +111,15 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         int, setting("DYN_ENGINE_REQUEST_LIMIT", "Sequences accepted at once; 0: four times the engine's seats.", ge=0)
     ] = 0
     """More are refused as `WorkerSaturated`, so that another worker takes them."""
+    prefill_hold: Annotated[
+        float,
+        setting(
+            "DYN_PREFILL_HOLD_SECS",
+            "A prefill worker keeps the blocks of a hand-off for this long when nobody says that they were taken.",
+            gt=0,
+        ),
+    ] = 60.0
+    """The backstop behind the caller's word and its connection."""
     engine_start_timeout: Annotated[
         float, setting("DYN_ENGINE_START_TIMEOUT_SECS", "Give up when the engine is not ready within this.", gt=0)
     ] = 1800.0
@@ -129,6 +142,11 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Adapters."""
     shutdown: ShutdownBudget = ShutdownBudget()
     """How long leaving may take."""
+
+    @property
+    def published_component(self) -> str:
+        """Component under which this worker is found."""
+        return "prefill" if self.role == "prefill" and self.component == BACKEND else self.component
 
     @property
     def role(self) -> Role:

@@ -1,4 +1,4 @@
-"""The endpoints beside ``generate``: files of the model card, and commands for engines that take them.
+"""The endpoints beside ``generate`` and ``prefill``: files of the model card, and commands for engines that take them.
 
 Must never serve anything but the files that the card names.
 """
@@ -17,7 +17,7 @@ from holdfast.runtime.streams import IncomingCall
 
 log = logging.getLogger(__name__)
 
-GENERATE, ARTIFACT, CONTROL = "generate", "artifact", "control"
+GENERATE, PREFILL, ARTIFACT, CONTROL = "generate", "prefill", "artifact", "control"
 PARTS_PER_TURN = 16
 """Parts sent before the event loop gets its turn (768 KiB)."""
 TRANSFERS = 64

@@ -3,6 +3,10 @@
 For every accepted sequence there is one lease, and it is given back on every way out: the engine finished,
 the caller stopped or is gone, the deadline passed, the worker drained, the engine died.
 
+A prefill worker is called at the endpoint ``prefill``. Its answer is one message, the hand-off; the call stays open as
+long as the caller wants the blocks kept, and ends with the caller, its connection or `hold` seconds, whichever comes
+first: nobody's blocks are kept for nobody. What a decode leg brings is verified before the engine sees it.
+
 Must never await on the token path, never know an engine's or a socket's details, and never let one
 connection's fault reach another's streams.
 """
@@ -19,14 +23,17 @@ import msgspec
 from holdfast.base.errors import (
     DeadlineExceeded,
     EngineFailed,
+    HandoffLost,
     HoldfastError,
     InvalidRequest,
     StreamIncomplete,
+    UnsupportedFeature,
     WorkerDraining,
     WorkerSaturated,
 )
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import Engine, EngineInfo, EngineLoad, GenerateRequest, LoadProgress, SequenceStep
+from holdfast.engines.handoff import KvHandoff, verify
 from holdfast.kv.events import KvEvent
 from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.runtime.discovery.contract import InstanceState
@@ -43,15 +50,22 @@ DEADLINE_SLACK = 1.0
 """Seconds that a caller gets to notice its own deadline first; the worker's is the backstop."""
 _IN_SERVICE = ("ready", "saturated")
 _REQUEST = msgspec.msgpack.Decoder(GenerateRequest)
+_encode = msgspec.msgpack.Encoder().encode
+HOLD = 60.0
+"""Seconds for which the blocks of a hand-off are kept, unless the setting says otherwise."""
 
 
 class _Sequence:
     """One accepted call."""
 
-    __slots__ = ("call", "deadline", "key", "lease", "story")
+    __slots__ = ("call", "deadline", "held", "key", "lease", "prefills", "story")
 
-    def __init__(self, key: SequenceKey, call: IncomingCall, lease: Lease, story: CallStory):
+    def __init__(self, key: SequenceKey, call: IncomingCall, lease: Lease, story: CallStory, *, prefills: bool):
         self.story = story
+        self.prefills = prefills
+        """It is a prefill leg."""
+        self.held = False
+        """Its prompt is computed, and its blocks are kept for a decode worker."""
         self.key = key
         self.call = call
         self.lease = lease
@@ -67,6 +81,7 @@ class EngineHost:
         on_dead: called once when the engine can no longer work, after all streams were told.
         on_kv_events: receives KV events after each step; None: nobody wants them.
         calls: counts and traces; None: for nobody to see.
+        hold: seconds for which the blocks of a hand-off are kept at most.
     """
 
     def __init__(
@@ -77,10 +92,17 @@ class EngineHost:
         on_dead: Callable[[HoldfastError], None] = lambda _: None,
         on_kv_events: Callable[[list[KvEvent]], None] | None = None,
         calls: Calls | None = None,
+        hold: float = HOLD,
     ):
         self.engine = engine
         self.calls = calls or Calls({"namespace": "", "component": "", "instance_id": ""})
         self.limit = limit
+        self.hold = hold
+        self.instance = ""
+        """Of this worker, for those who are handed something."""
+        self._protocol = ""
+        """Of hand-offs."""
+        self._fingerprint = ""
         self.leases = LeaseBook()
         """What callers have in hand; canaries are counted apart."""
         self.deliveries = 0
@@ -104,9 +126,21 @@ class EngineHost:
         self._loop: asyncio.AbstractEventLoop
 
     async def start(self, on_load: LoadProgress) -> EngineInfo:
-        """Start the engine; afterwards calls are accepted. Raises what the engine raises."""
+        """Start the engine; afterwards calls are accepted. Raises what the engine raises.
+
+        Raises:
+            UnsupportedFeature: the engine cannot hand over what this worker's role needs.
+        """
         self._loop = asyncio.get_running_loop()
+        role = self.engine.role
         info = await self.engine.start(self._on_steps, self._on_death, on_load)
+        self._protocol, self._fingerprint = info.capabilities.handoff, info.fingerprint
+        if role != "aggregated" and not self._protocol:
+            raise UnsupportedFeature(
+                f"Engine {info.engine} cannot pass its KV cache on, so that this worker cannot be a {role} worker "
+                "(DYN_DISAGGREGATION_MODE); leave it at agg."
+            )
+        info = msgspec.structs.replace(info, role=role)
         if self.limit == 0:
             self.limit = info.max_num_seqs * info.data_parallel_size * SEATS_FACTOR
         if self.death is None:
@@ -118,7 +152,7 @@ class EngineHost:
         """The worker's state as callers see it."""
         if self._stage == "starting" and self.engine.progress().phase == "warming":
             return "warming"
-        if self._stage == "ready" and self.in_flight >= self.limit:
+        if self._stage == "ready" and self.in_flight + self.held >= self.limit:
             return "saturated"
         return self._stage
 
@@ -129,8 +163,13 @@ class EngineHost:
 
     @property
     def in_flight(self) -> int:
-        """Sequences accepted and not over, canaries aside."""
+        """Sequences accepted and not over, canaries aside; nor those whose prompt is computed and handed over."""
         return self.leases.held("stream")
+
+    @property
+    def held(self) -> int:
+        """Hand-offs whose blocks are kept for a decode worker."""
+        return self.leases.held("held")
 
     def measure(self) -> tuple[Progress, Load]:
         """Return the engine's counters and load, as a pong shows them."""
@@ -157,9 +196,16 @@ class EngineHost:
 
     def generate(self, call: IncomingCall) -> None:
         """Serve one call of endpoint ``generate`` (a `CallHandler`)."""
+        self._serve(call, prefills=False)
+
+    def prefill(self, call: IncomingCall) -> None:
+        """Serve one call of endpoint ``prefill`` (a `CallHandler`): see the module."""
+        self._serve(call, prefills=True)
+
+    def _serve(self, call: IncomingCall, *, prefills: bool) -> None:
         story = self.calls.begin(call, canary=call.headers.request_id in self._canaries)
         try:
-            key = self._submit(call)
+            key = self._submit(call, prefills=prefills)
         except HoldfastError as error:
             self._refuse(call, story, error)
             return
@@ -168,21 +214,25 @@ class EngineHost:
             why = f"The engine could not take the request: {type(error).__name__}: {error}"
             self._refuse(call, story, EngineFailed(why))
             return
-        self._accept(key, call, story)
+        self._accept(key, call, story, prefills=prefills)
 
     def _refuse(self, call: IncomingCall, story: CallStory, error: HoldfastError) -> None:
         self.calls.refused(story, error)
         call.refuse(error)
 
-    def _submit(self, call: IncomingCall) -> SequenceKey:
+    def _submit(self, call: IncomingCall, *, prefills: bool) -> SequenceKey:
         self._check_open()
         if call.headers.request_id not in self._canaries:
-            self._check_room()
+            self._check_room(prefills=prefills)
         try:
             request = _REQUEST.decode(call.payload)
         except msgspec.DecodeError as error:
             raise InvalidRequest(f"The payload is not a generate request: {error}.") from error
         request = self.offer.admit(request, canary=call.headers.request_id in self._canaries)
+        if prefills is not (request.leg == "prefill"):
+            raise InvalidRequest(f"A request of leg {request.leg!r} came to the wrong endpoint.")
+        if request.handoff is not None:
+            verify(request.handoff, request.prompt_ids, request.generated_ids, protocol=self._protocol)
         key = SequenceKey(self._next_key)
         self._next_key += 1
         self.engine.submit(key, request)
@@ -200,20 +250,30 @@ class EngineHost:
         if stage != "ready":
             raise EngineFailed(f"The engine of this worker is not ready but {self.state}.")
 
-    def _check_room(self) -> None:
-        if self.in_flight >= self.limit:
+    def _check_room(self, *, prefills: bool) -> None:
+        """Raise unless a user's sequence of that kind may come in."""
+        if self.engine.role == "prefill" and not prefills:
             raise WorkerSaturated(
-                f"{self.in_flight} sequences are in flight here; the limit is {self.limit} (DYN_ENGINE_REQUEST_LIMIT).",
+                "This worker computes prompts only and takes no streams.",
+                layer="worker",
+                knob="DYN_DISAGGREGATION_MODE",
+                threshold=0,
+                actual=self.in_flight,
+            )
+        in_hand = self.in_flight + self.held
+        if in_hand >= self.limit:
+            raise WorkerSaturated(
+                f"{in_hand} sequences are in flight here; the limit is {self.limit} (DYN_ENGINE_REQUEST_LIMIT).",
                 layer="worker",
                 knob="DYN_ENGINE_REQUEST_LIMIT",
                 threshold=self.limit,
-                actual=self.in_flight,
+                actual=in_hand,
             )
 
-    def _accept(self, key: SequenceKey, call: IncomingCall, story: CallStory) -> None:
+    def _accept(self, key: SequenceKey, call: IncomingCall, story: CallStory, *, prefills: bool) -> None:
         canary = call.headers.request_id in self._canaries
         book = self._canary_leases if canary else self.leases
-        sequence = _Sequence(key, call, book.take("stream"), story)
+        sequence = _Sequence(key, call, book.take("stream"), story, prefills=prefills)
         self._sequences[key] = sequence
         if not canary:
             self._idle.clear()
@@ -241,16 +301,17 @@ class EngineHost:
         sequence.call.on_stop = None  # also breaks the reference cycle, so that the call is freed at once
         if sequence.deadline is not None:
             sequence.deadline.cancel()
-        if not self.in_flight:
+        if not (self.in_flight or self.held):
             self._idle.set()
         return True
 
     def _stopped(self, sequence: _Sequence, reason: str) -> None:
-        """The caller stopped, killed or is lost."""
+        """The caller stopped, killed or is lost; or it does not need what was kept for it any more."""
         if self._forget(sequence):
             self.engine.cancel(sequence.key)
-            sequence.call.end("cancelled")
-            self.calls.ended(sequence.story, "cancelled", None, reason)
+            finish = "stop" if sequence.held else "cancelled"
+            sequence.call.end(finish)
+            self.calls.ended(sequence.story, finish, None, reason)
 
     def _expire(self, sequence: _Sequence) -> None:
         bound = sequence.call.headers.remaining_ms / 1e3
@@ -311,6 +372,9 @@ class EngineHost:
                 self._break_off(sequence, broken)
 
     def _finish(self, sequence: _Sequence, step: SequenceStep) -> None:
+        if sequence.prefills and step.handoff is not None and step.finish == "stop":
+            self._hand_over(sequence, step.handoff)
+            return
         if not self._forget(sequence):
             return
         error: HoldfastError | None = None
@@ -320,6 +384,26 @@ class EngineHost:
             error = step.error or EngineFailed("The engine reported an error without saying which.")
         sequence.call.end(step.finish or "stop", error, step.cached_tokens, sequence.story.tokens)
         self.calls.ended(sequence.story, step.finish or "stop", error)
+
+    def _hand_over(self, sequence: _Sequence, handoff: KvHandoff) -> None:
+        """Tell the caller where the blocks are, and let the engine keep them while it wants them."""
+        if sequence.held or sequence.key not in self._sequences:
+            return
+        sequence.held = True
+        sequence.lease.release()
+        sequence.lease = self.leases.take("held")
+        if sequence.deadline is not None:
+            sequence.deadline.cancel()
+        sequence.deadline = self._loop.call_later(self.hold, self._let_go, sequence)
+        told = msgspec.structs.replace(handoff, source=self.instance, fingerprint=self._fingerprint)
+        try:
+            sequence.call.send_data(_encode(told))
+        except HoldfastError as error:
+            self._break_off(sequence, error)
+
+    def _let_go(self, sequence: _Sequence) -> None:
+        why = f"The blocks of a hand-off were kept for {self.hold:g} s (DYN_PREFILL_HOLD_SECS) and nobody let them go."
+        self._break_off(sequence, HandoffLost(why, knob="DYN_PREFILL_HOLD_SECS", threshold=self.hold))
 
     def die(self, error: HoldfastError) -> None:
         """Somebody else found out that the engine is dead."""
@@ -348,7 +432,7 @@ class EngineHost:
 
     def send_elsewhere(self, why: str) -> int:
         """End what is in flight so that its callers continue it on other workers; returns how many."""
-        count = self.in_flight
+        count = self.in_flight + self.held
         self._end_all(WorkerDraining(why))
         return count
 

@@ -15,6 +15,8 @@ import os
 import random
 from collections.abc import Callable
 
+import msgspec
+
 from holdfast.base.errors import DeadlineExceeded, UnsupportedFeature
 from holdfast.base.ids import Epoch, InstanceId, draw_epoch, draw_instance_id
 from holdfast.base.settings import InvalidSetting
@@ -38,7 +40,15 @@ from holdfast.worker.card import publish
 from holdfast.worker.config import WorkerConfig
 from holdfast.worker.controls import add_controls
 from holdfast.worker.ending import ProgressLines, bounded, cancelled, end_after
-from holdfast.worker.endpoints import ARTIFACT, CONTROL, GENERATE, ArtifactEndpoint, ControlEndpoint, Controllable
+from holdfast.worker.endpoints import (
+    ARTIFACT,
+    CONTROL,
+    GENERATE,
+    PREFILL,
+    ArtifactEndpoint,
+    ControlEndpoint,
+    Controllable,
+)
 from holdfast.worker.gauges import WorkerGauges
 from holdfast.worker.host import EngineHost
 from holdfast.worker.kv_publish import KvPublisher
@@ -89,7 +99,7 @@ class WorkerProcess:
         owns_process: bool = False,
     ):
         self._on_ready, self._owns_process = on_ready, owns_process
-        self.config = config
+        self.config = config = msgspec.structs.replace(config, component=config.published_component)
         self.instance = _instance_id(config.instance_id, rng)
         self.epoch: Epoch = draw_epoch(rng)
         self.ready = asyncio.Event()
@@ -110,7 +120,9 @@ class WorkerProcess:
             on_dead=lambda _: self._end(),
             on_kv_events=self.kv.take,
             calls=self.calls,
+            hold=config.prefill_hold,
         )
+        self.host.instance = self.instance
         self.gauges = WorkerGauges(
             self.calls,
             self.host,
@@ -243,6 +255,9 @@ class WorkerProcess:
         cards = await self._load_adapters(info, published.card)
         endpoints: tuple[str, ...] = (GENERATE, ARTIFACT, CANARY_ENDPOINT)
         self.server.register(GENERATE, self.host.generate)
+        if info.role == "prefill":
+            self.server.register(PREFILL, self.host.prefill)
+            endpoints = (*endpoints, PREFILL)
         self.server.register(ARTIFACT, ArtifactEndpoint(published.files).serve)
         self.server.register(CANARY_ENDPOINT, self._proofs.serve)
         engine = self.host.engine

@@ -18,7 +18,7 @@ BUGS = (
 -        if self._forget(sequence):
 +        if self._sequences.pop(sequence.key, None) is not None:
              self.engine.cancel(sequence.key)
-             sequence.call.end("cancelled")
+             finish = "stop" if sequence.held else "cancelled"
 """,
             ),
         ),
@@ -176,7 +176,7 @@ BUGS = (
                 "worker.host",
                 """
 -        if call.headers.request_id not in self._canaries:
--            self._check_room()
+-            self._check_room(prefills=prefills)
          try:
 """,
             ),
@@ -185,7 +185,7 @@ BUGS = (
                 """
          self.engine.submit(key, request)
 +        if call.headers.request_id not in self._canaries:
-+            self._check_room()
++            self._check_room(prefills=prefills)
 """,
             ),
         ),
@@ -314,7 +314,7 @@ BUGS = (
                 "worker.host",
                 """
 -            self.engine.cancel(sequence.key)
-             sequence.call.end("cancelled")
+             finish = "stop" if sequence.held else "cancelled"
 """,
             ),
         ),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from holdfast.base.settings import setting
+from holdfast.engines.handoff import CancelUntil, HandoffPhase
 
 ProfileName = Literal["default", "reference", "h100-qwen3-32b-tp2", "b200-minimax-m2.5-fp8-tp4"]
 """Named parameter sets; `profiles` holds them with their sources."""
@@ -133,6 +134,53 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         bool, setting("DYN_MOCK_KV_EVENTS", "Report what the KV cache stores and removes.", flag="mock-kv-events")
     ] = True
     """Whether `take_kv_events` has anything to say."""
+    handoff_phase: Annotated[
+        HandoffPhase,
+        setting(
+            "DYN_MOCK_HANDOFF_PHASE",
+            "How prefill and decode workers pass KV blocks: after_prefill (as vLLM), or rendezvous (as SGLang).",
+            flag="mock-handoff-phase",
+        ),
+    ] = "after_prefill"
+    """See `engines.handoff`."""
+    handoff_failure: Annotated[
+        Literal["recompute", "fail", "hang"],
+        setting(
+            "DYN_MOCK_HANDOFF_FAILURE",
+            "What a decode worker does when the blocks of a hand-off do not come.",
+            flag="mock-handoff-failure",
+        ),
+    ] = "recompute"
+    """``recompute``: computes the prompt itself; ``fail``: ends the sequence with HandoffLost; ``hang``: waits on."""
+    cancel_until: Annotated[
+        CancelUntil,
+        setting(
+            "DYN_MOCK_CANCEL_UNTIL",
+            "Until when a decode leg can be cancelled: anytime, or pre_handoff (not while its blocks travel).",
+            flag="mock-cancel-until",
+        ),
+    ] = "anytime"
+    """Otherwise a cancel during the transfer takes effect at its end."""
+    kv_transfer_bandwidth: Annotated[
+        float,
+        setting(
+            "DYN_MOCK_KV_TRANSFER_BANDWIDTH",
+            "GB/s at which KV blocks travel from prefill to decode workers; 0: at once.",
+            flag="kv-transfer-bandwidth",
+            ge=0,
+        ),
+    ] = 64.0
+    """The reference's default."""
+    kv_bytes_per_token: Annotated[
+        int,
+        setting(
+            "DYN_MOCK_KV_BYTES_PER_TOKEN",
+            "Bytes of KV cache per token: layers x 2 x kv_heads x head_dim x bytes of a number.",
+            flag="kv-bytes-per-token",
+            ge=0,
+        ),
+    ] = 131_072
+    """Of an 8B model with grouped attention at 16 bits: 32 layers, 8 heads of 128."""
     directives: Annotated[
         bool, setting("DYN_MOCK_DIRECTIVES", "Obey [[mock:…]] in prompts.", flag="mock-directives")
     ] = True

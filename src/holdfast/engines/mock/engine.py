@@ -12,7 +12,7 @@ import asyncio
 import logging
 from typing import Any
 
-from holdfast.base.errors import EngineFailed, HoldfastError, UnsupportedFeature
+from holdfast.base.errors import EngineFailed, HandoffLost, HoldfastError, UnsupportedFeature
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import (
     DeathSink,
@@ -32,8 +32,10 @@ from holdfast.engines.mock.cache import BlockPool
 from holdfast.engines.mock.config import MockConfig
 from holdfast.engines.mock.directives import NONE, directives_of
 from holdfast.engines.mock.info import engine_info
+from holdfast.engines.mock.legs import Legs
 from holdfast.engines.mock.misbehaviour import StandingOrders, read_order
 from holdfast.engines.mock.profiles import PROFILES, applied
+from holdfast.engines.mock.rendezvous import Exchange, TcpExchange
 from holdfast.engines.mock.scheduler import Batch, Scheduler
 from holdfast.engines.mock.sequence import Sequence
 from holdfast.engines.mock.timing import step_seconds
@@ -61,6 +63,7 @@ class MockEngine(Engine):
         self._scheduler = Scheduler(self.config, self._pool)
         self._room = min(self.config.context_length, self.config.num_blocks * self.config.block_size)
         self._orders = StandingOrders()
+        self._legs = Legs(self.config, self._pool, self._orders, self._arrived)
         self.kill, self.pause = misbehaviour.kill_self, misbehaviour.stop_self
         """What ``crash`` and ``freeze`` do to the process; the simulation puts its own in their place."""
         self._phase: Phase = "starting"
@@ -80,6 +83,10 @@ class MockEngine(Engine):
         self._on_death: DeathSink
         self._vocabulary: Vocabulary
 
+    def make_exchange(self) -> Exchange:
+        """Return where its legs meet others; the simulation puts its own in place of this."""
+        return TcpExchange()
+
     async def start(self, sink: StepSink, on_death: DeathSink, on_load: LoadProgress) -> EngineInfo:
         """Pretend to load and to warm up; see `Engine.start`."""
         self._loop = asyncio.get_running_loop()
@@ -96,8 +103,12 @@ class MockEngine(Engine):
             on_load("warm-up", 0.0)
             await asyncio.sleep(self.config.warmup_seconds)
         self._phase, self._silent = "idle", 0.0
+        rendezvous = ""
+        if self.role != "aggregated" and self.config.handoff_phase == "rendezvous":
+            self._legs.exchange = self.make_exchange()
+            rendezvous = await self._legs.exchange.open() if self.role == "prefill" else ""
         on_load("ready", 1.0)
-        return engine_info(self.config, self._vocabulary)
+        return engine_info(self.config, self._vocabulary, self.role, rendezvous)
 
     def submit(self, key: SequenceKey, request: GenerateRequest) -> None:
         """Queue a sequence; see `Engine.submit`."""
@@ -116,11 +127,30 @@ class MockEngine(Engine):
             room=self._room,
         )
         self._orders.compile_seconds += wish.compile_seconds
+        if request.handoff is not None and not sequence.prefills:
+            self._legs.receive(sequence, request.handoff)
+            return
+        self._scheduler.add(sequence)
+        self._wake()
+
+    def _arrived(self, sequence: Sequence, came: bool) -> None:
+        """The blocks of a decode leg have come, or are lost."""
+        if self._dead:
+            return
+        if not came and self.config.handoff_failure == "fail":
+            lost = HandoffLost("The blocks of the hand-off did not come.")
+            sequence.live = False
+            self._sink([SequenceStep(sequence.key, sequence.index, [], finish="error", error=lost)])
+            return
+        sequence.received = came
         self._scheduler.add(sequence)
         self._wake()
 
     def cancel(self, key: SequenceKey) -> None:
-        """Stop a sequence at once; see `Engine.cancel`."""
+        """Stop a sequence at once, or give back what is kept of it; see `Engine.cancel`."""
+        if self._legs.let_go(key):
+            self._wake()  # blocks that somebody may wait for
+            return
         sequence = self._scheduler.find(key)
         if sequence is not None:
             self._scheduler.remove(sequence)
@@ -167,11 +197,13 @@ class MockEngine(Engine):
     async def close(self) -> None:
         """Stop all work; see `Engine.close`."""
         self.stop()
+        if self._legs.exchange is not None:
+            await self._legs.exchange.close()
 
     @property
     def in_hand(self) -> int:
         """Sequences that run or wait."""
-        return len(self._scheduler.running) + len(self._scheduler.waiting)
+        return len(self._scheduler.running) + len(self._scheduler.waiting) + self._legs.on_their_way
 
     @property
     def preemptions(self) -> int:
@@ -319,6 +351,8 @@ class MockEngine(Engine):
             handled, step = self._misfortune(sequence)
             if handled:
                 return step
+        if sequence.prefills:
+            return self._handed_over(sequence)
         logprobs = None
         if sequence.wants_logprobs:
             token, logprob = sequence.chain.next_with_logprob(index)
@@ -333,6 +367,13 @@ class MockEngine(Engine):
         if sequence.index >= sequence.limit:
             return self._ended(sequence, "length", [token], logprobs=logprobs)
         return SequenceStep(sequence.key, index, [token], logprobs=logprobs)
+
+    def _handed_over(self, sequence: Sequence) -> SequenceStep:
+        """The prompt of a prefill leg is computed."""
+        self._scheduler.set_aside(sequence)
+        cached = min(sequence.cached_tokens or 0, len(sequence.request.prompt_ids) // 4)
+        handoff = self._legs.keep(sequence)
+        return SequenceStep(sequence.key, sequence.index, [], finish="stop", handoff=handoff, cached_tokens=cached)
 
     def _ended(self, sequence: Sequence, finish: Finish, tokens: list[int], **more: Any) -> SequenceStep:
         self._scheduler.remove(sequence)
@@ -398,5 +439,6 @@ class MockEngine(Engine):
                 handle.cancel()
         self._timer = self._unhang_timer = None
         self._batch = None
+        self._legs.clear()
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting]:
             self._scheduler.remove(sequence)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from holdfast.base.limits import TOP_LOGPROBS
 from holdfast.engines.contract import Capabilities, EngineInfo
+from holdfast.engines.handoff import Role
 from holdfast.engines.mock.config import MockConfig
+from holdfast.engines.mock.legs import PROTOCOL
 from holdfast.engines.mock.vocabulary import Vocabulary
 
 VERSION = "1"
 
 
-def engine_info(config: MockConfig, vocabulary: Vocabulary) -> EngineInfo:
-    """Return what a started engine with these settings tells its worker."""
+def engine_info(
+    config: MockConfig, vocabulary: Vocabulary, role: Role = "aggregated", rendezvous: str = ""
+) -> EngineInfo:
+    """Return what a started engine with these settings tells its worker.
+
+    Args:
+        config: of the engine.
+        vocabulary: its tokens.
+        role: what its worker does.
+        rendezvous: ``host:port`` where decode legs meet it; empty: nowhere.
+    """
     return EngineInfo(
         engine="mock",
         version=VERSION,
@@ -35,6 +46,11 @@ def engine_info(config: MockConfig, vocabulary: Vocabulary) -> EngineInfo:
             prefix_cache=config.prefix_caching,
             kv_events=config.kv_events and config.prefix_caching,
             kv_hashes="sequence",
+            handoff=PROTOCOL,
+            handoff_phase=config.handoff_phase,
+            cancel_until=config.cancel_until,
         ),
         files=vocabulary.files,
+        role=role,
+        rendezvous=rendezvous,
     )

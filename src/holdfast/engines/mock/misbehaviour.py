@@ -13,15 +13,19 @@ import msgspec
 
 from holdfast.base.errors import EngineFailed, HoldfastError, InvalidRequest, WorkerSaturated
 
-Kind = Literal["crash", "freeze", "hang", "unhang", "die", "slow", "compile", "error", "abort", "refuse", "clear"]
+Kind = Literal[
+    "crash", "freeze", "hang", "unhang", "die", "slow", "compile", "error", "abort", "refuse", "clear", "lose", "swap"
+]  # fmt: skip
+Counted = Literal["error", "abort", "refuse", "lose", "swap"]
 
 
 class Order(msgspec.Struct, frozen=True):
     """One command: ``{"do": KIND, …}``.
 
-    ``times``: how many sequences or submissions an ``error``, ``abort`` or ``refuse`` hits. ``factor``: how much
+    ``times``: how many sequences, submissions or hand-offs an order hits. ``factor``: how much
     longer every step takes from now on under ``slow`` (1 ends it). ``seconds``: how long a ``compile`` or a
-    ``hang`` lasts (0: a hang without end). ``clear`` drops the cached KV blocks that nobody uses.
+    ``hang`` lasts (0: a hang without end). ``lose`` loses the blocks of the next hand-offs that are given or received,
+    ``swap`` gives hand-offs that stand for other tokens. ``clear`` drops the cached KV blocks that nobody uses.
     """
 
     do: Kind
@@ -47,7 +51,7 @@ class StandingOrders:
         self.hung = False
         self.slow = 1.0
         self.compile_seconds = 0.0
-        self._left = {"error": 0, "abort": 0, "refuse": 0}
+        self._left = dict.fromkeys(get_args(Counted), 0)
 
     def give(self, order: Order) -> None:
         """Note an order that takes effect later; those with an instant effect are the engine's business."""
@@ -58,7 +62,7 @@ class StandingOrders:
         elif order.do in self._left:
             self._left[order.do] = order.times
 
-    def due(self, kind: Literal["error", "abort", "refuse"]) -> bool:
+    def due(self, kind: Counted) -> bool:
         """Return whether this happens now, and count it."""
         if self._left[kind] <= 0:
             return False

@@ -57,7 +57,7 @@ class DataParallelMock(Abilities, Engine):
 
         def passed_on(steps: list[SequenceStep]) -> None:
             for step in steps:
-                if step.finish is not None:
+                if step.finish is not None and step.handoff is None:  # else its blocks are kept until the cancel
                     self._owners.pop(step.key, None)
             sink(steps)
 
@@ -68,6 +68,8 @@ class DataParallelMock(Abilities, Engine):
                     rank.stop()
                 on_death(error)
 
+        for rank in self.ranks:
+            rank.role = self.role
         async with asyncio.TaskGroup() as group:
             starts = [
                 group.create_task(rank.start(passed_on, died, on_load if at == 0 else _quiet))

@@ -91,6 +91,11 @@ class Scheduler:
             self.waiting.remove(sequence)
         sequence.drop_blocks(self._pool)
 
+    def set_aside(self, sequence: Sequence) -> None:
+        """Forget a sequence that runs; its blocks stay taken."""
+        sequence.live = False
+        del self.running[sequence.key]
+
     def next_batch(self) -> Batch:
         """Choose the sequences of the next step and reserve their blocks."""
         self._steps += 1
@@ -144,6 +149,8 @@ class Scheduler:
             found_before = sequence.cached_tokens
             if self._config.prefix_caching and sequence.held == 0:
                 sequence.adopt_prefix(self._pool)
+            if sequence.received and self._leaves_reserve(sequence):
+                sequence.take_over(self._pool, seal=self._config.prefix_caching)
             tokens = self._chunk(sequence, budget)
             if not (self._leaves_reserve(sequence) and sequence.reserve(self._pool, tokens)):
                 missing = sequence.hashes(self._pool.block_size)[sequence.held : sequence.held + 1]
@@ -152,6 +159,7 @@ class Scheduler:
                 self._refused = _Refusal(sequence, self._pool.available, budget, missing)
                 return
             self._refused = None
+            sequence.received = False  # should it have to give way, it is computed anew
             self.waiting.popleft()
             self.running[sequence.key] = sequence
             budget -= batch.put(sequence, tokens)

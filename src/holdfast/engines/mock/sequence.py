@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from array import array
 
+import msgspec
+
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import GenerateRequest
+from holdfast.engines.handoff import digest_of
 from holdfast.engines.mock.cache import BlockPool
 from holdfast.engines.mock.directives import Directives
 from holdfast.engines.mock.tokens import Choice, TokenChain
@@ -20,8 +23,8 @@ class Sequence:
     """Counts are tokens; ``computed`` of the ``ids`` have their KV values in ``held`` shared and ``private`` blocks."""
 
     __slots__ = (
-        "_hashes", "cached_tokens", "chain", "computed", "delay", "ends", "fault_at", "held", "ids",
-        "index", "key", "limit", "live", "private", "request", "scheduled", "slow", "wants_logprobs", "wish",
+        "_hashes", "cached_tokens", "chain", "computed", "delay", "ends", "fault_at", "held", "ids", "index", "key",
+        "limit", "live", "prefills", "private", "received", "request", "scheduled", "slow", "wants_logprobs", "wish",
     )  # fmt: skip
 
     def __init__(
@@ -39,7 +42,7 @@ class Sequence:
         self.key = key
         self.request = request
         self.wish = wish
-        self.chain = TokenChain(request, choice)
+        self.chain = TokenChain(_as_handed(request), choice)
         self.ids = array("I")
         self.ids.frombytes(request.prompt_ids)
         prompt = len(self.ids)
@@ -55,6 +58,10 @@ class Sequence:
         self.slow = wish.slow
         self.delay = wish.prefill_seconds
         self.live = True
+        self.prefills = request.leg == "prefill"
+        """It ends when its prompt is computed."""
+        self.received = False
+        """The blocks of its prompt were computed elsewhere and have come."""
         self.scheduled = 0
         self.computed = 0
         self.cached_tokens: int | None = None
@@ -93,6 +100,12 @@ class Sequence:
         if self.cached_tokens is None:
             self.cached_tokens = self.computed
 
+    def take_over(self, pool: BlockPool, *, seal: bool) -> None:
+        """Count the prompt as computed, if there are blocks for what was received; one token is left to compute."""
+        tokens = len(self.ids) - 1 - self.computed
+        if tokens > 0 and self.reserve(pool, tokens):
+            self.advance(pool, tokens, seal=seal)
+
     def reserve(self, pool: BlockPool, tokens: int) -> bool:
         """Make room for computing so many more tokens; returns False when the pool has none."""
         need = -(-(self.computed + tokens) // pool.block_size) - self.held - self.private
@@ -124,3 +137,11 @@ class Sequence:
         self.private = 0
         self.computed = 0
         self.scheduled = 0
+
+
+def _as_handed(request: GenerateRequest) -> GenerateRequest:
+    """Return what an engine goes on from: whatever the blocks of a hand-off stand for, be it somebody else's tokens."""
+    handoff = request.handoff
+    if handoff is None or handoff.digest == digest_of(request.prompt_ids, request.generated_ids):
+        return request
+    return msgspec.structs.replace(request, prompt_ids=request.prompt_ids + b"\1\0\0\0", generated_ids=b"")

@@ -14,6 +14,7 @@ from holdfast.sim.oracles import (
     kept,
     noticed,
     p01,
+    p01_handoffs,
     p02,
     p03,
     p04,
@@ -33,6 +34,7 @@ from holdfast.sim.plan import Plan
 Oracle = Callable[[Facts], Iterator[Violation]]
 ORACLES: dict[str, Oracle] = {
     "P1": p01.check,
+    "P1 hand-offs": p01_handoffs.check,
     "P2": p02.check,
     "P3": p03.check,
     "P4": p04.check,

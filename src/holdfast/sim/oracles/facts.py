@@ -66,6 +66,12 @@ class Facts(msgspec.Struct):
         """Return how many choices a call asks for."""
         return int(call.body.get("n") or 1)
 
+    def given_up(self) -> dict[tuple[str, int, int, str], float]:
+        """Return when attempts were given up: by call, choice, attempt, and for prefill legs the worker's name."""
+        failures = self.history.failures
+        found = {(f.label, f.choice, f.attempt, ""): f.at for f in failures}
+        return found | {(f.label, f.choice, f.attempt, self.name_of(f.worker)): f.at for f in self.history.legs}
+
     def name_of(self, instance: str) -> str:
         """Return the name of a worker by its instance id; an id that is nobody's stays as it is."""
         return next((name for name in worker_names(self.plan.shape) if instance_of(name) == instance), instance)
@@ -121,6 +127,12 @@ class Facts(msgspec.Struct):
             for fault in self.plan.faults
         )
         return told > 1 or twice
+
+
+def attempt_of(sequence: Sequence) -> tuple[str, int, int, str]:
+    """Return the key of a sequence in `Facts.given_up`."""
+    request = sequence.request
+    return sequence.label, request.choice, request.attempt, sequence.worker if request.leg == "prefill" else ""
 
 
 def facts_of(history: History, plan: Plan, stretch: float = 1.0) -> Facts:

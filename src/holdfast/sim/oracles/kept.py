@@ -90,7 +90,8 @@ def _exhausted(facts: Facts, call: Call, ending: Ended) -> bool:
 
 
 def _deadly(facts: Facts, call: Call, ending: Ended) -> bool:
-    lost = [f for f in facts.history.failures if f.label == call.name and f.choice == ending.choice and not f.orderly]
+    failed = [*facts.history.failures, *facts.history.legs]
+    lost = [f for f in failed if f.label == call.name and f.choice == ending.choice and not f.orderly]
     return len(lost) + 1 >= DEATHS
 
 

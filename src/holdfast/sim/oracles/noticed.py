@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from holdfast.sim.history import Failed, Fired, Sequence, Violation
-from holdfast.sim.oracles.facts import SILENCING, Facts
+from holdfast.sim.oracles.facts import SILENCING, Facts, attempt_of
 
 BOUNDS = {"freeze": 2.2, "engine-hang": 2.8}
 """Seconds: silence of 1.5 s, or the floor of 2 s (`cluster.HANG_FLOOR`) after the last pong that showed progress; then
@@ -31,7 +31,7 @@ _DEADLY = ("[[mock:crash", "[[mock:freeze", "[[mock:hang", "[[mock:die")
 
 def check(facts: Facts) -> Iterator[Violation]:
     """Return the breaches."""
-    failed = {(f.label, f.choice, f.attempt): f.at for f in facts.history.failures}
+    failed = facts.given_up()
     for fault in facts.history.fired:
         bound = BOUNDS.get(fault.kind, 0.0) * facts.stretch
         if bound and fault.until > fault.at + bound and _alone(facts, fault, fault.at + bound):
@@ -57,7 +57,7 @@ def _alone(facts: Facts, fault: Fired, until: float) -> bool:
 
 
 def _waited(
-    facts: Facts, fault: Fired, sequence: Sequence, until: float, failed: dict[tuple[str, int, int], float]
+    facts: Facts, fault: Fired, sequence: Sequence, until: float, failed: dict[tuple[str, int, int, str], float]
 ) -> bool:
     """Whether a sequence was in that worker's hand all the time, and its frontend did nothing."""
     if sequence.worker != fault.target or not sequence.accepted:
@@ -71,7 +71,7 @@ def _waited(
     choice = sequence.request.choice
     ending = facts.endings.get((sequence.label, choice))
     gone = facts.disturbed({call.frontend}, fault.at - 1.0, until)
-    given_up = failed.get((sequence.label, choice, sequence.request.attempt))
+    given_up = failed.get(attempt_of(sequence))
     noticed = [at for at in (given_up, ending.at if ending is not None else None) if at is not None]
     return not gone and (not noticed or min(noticed) > until)
 

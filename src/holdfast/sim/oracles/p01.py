@@ -42,13 +42,21 @@ def check(facts: Facts) -> Iterator[Violation]:
             seen = attempts.get((call.name, choice))
             if not seen:
                 continue
-            first = msgspec.structs.replace(seen[0].request, generated_ids=b"", attempt=1)
+            first = msgspec.structs.replace(
+                seen[0].request, generated_ids=b"", attempt=1, leg="aggregated", handoff=None
+            )
             truth = facts.truths[call.name, choice] = truth_of(first, _stops(call))
             yield from _attempts(call, choice, truth, seen)
             yield from _asked(call, choice, truth)
             found = facts.answer(call).choices.get(choice)
             if found is not None:
-                yield from _seen(call, choice, truth, found, _told(facts, call, truth, seen))
+                yield from _seen(
+                    call,
+                    choice,
+                    truth,
+                    found,
+                    _told(facts, call, truth, [one for one in seen if one.request.leg != "prefill"]),
+                )
 
 
 def _stops(call: Call) -> list[str]:
@@ -86,7 +94,7 @@ def _asked(call: Call, choice: int, truth: Truth) -> Iterator[Violation]:
 
 def _told(facts: Facts, call: Call, truth: Truth, seen: list[Sequence]) -> list[float]:
     """Return the log probabilities that the client must get: version 1 of the protocol has none."""
-    if not call.body.get("logprobs"):
+    if not call.body.get("logprobs") or not seen:
         return []
     attempts = sorted(seen, key=lambda sequence: sequence.request.attempt)
     starts = [len(sequence.request.generated_ids) // 4 for sequence in attempts]

@@ -4,7 +4,8 @@ Asserted: for every choice whose terminal state is ``rejected``, and every reque
 engine took a sequence of it. Excused is a sequence whose acceptance the frontend could not know of: the attempt
 failed on the way (a fault of the transport) before the worker's word arrived.
 
-No engine is given a sequence again that an engine has refused as a mistake, unless that word was lost on the way.
+No engine is given a sequence again that an engine has refused as a mistake, unless that word was lost on the way, or
+both legs of a rendezvous had it at once.
 
 A mistake (``valid`` is false) must be answered with a status from 400 to 499, unless its client left or its frontend
 was gone, full or leaving; it may have reached an engine, which must have refused it.
@@ -47,10 +48,11 @@ def check(facts: Facts) -> Iterator[Violation]:
 
 
 def _again(facts: Facts, lost: set[tuple[str, int, int]]) -> Iterator[Violation]:
-    refused: set[tuple[str, int]] = set()
+    refused: dict[tuple[str, int], int] = {}
     for sequence in facts.sequences:
         key = (sequence.label, sequence.request.choice)
-        if key in refused:
+        twin = sequence.request.handoff is not None and refused.get(key) == sequence.request.attempt
+        if key in refused and not twin:
             where = {"call": sequence.label, "worker": sequence.worker, "attempt": sequence.request.attempt}
             yield Violation("P6", "a mistake was tried again", where)
         if (
@@ -58,7 +60,7 @@ def _again(facts: Facts, lost: set[tuple[str, int, int]]) -> Iterator[Violation]
             and sequence.error in _MISTAKES
             and (*key, sequence.request.attempt) not in lost
         ):
-            refused.add(key)
+            refused[key] = sequence.request.attempt
 
 
 def _refused(call: Call) -> bool:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from holdfast.sim.history import Sequence, Violation
-from holdfast.sim.oracles.facts import SILENCING, Facts
+from holdfast.sim.oracles.facts import SILENCING, Facts, attempt_of
 
 PROMPT = 0.3
 """Seconds: a few milliseconds of network, a step of 25 ms, and the slowest link's jitter many times over."""
@@ -25,12 +25,12 @@ SILENCE = 7.0
 PARTED = 6.2
 """Seconds: the same without retransmissions."""
 
-Attempt = tuple[str, int, int]
+Attempt = tuple[str, int, int, str]
 
 
 def check(facts: Facts) -> Iterator[Violation]:
     """Return the breaches."""
-    given_up = {(f.label, f.choice, f.attempt): (f.at, "its attempt was given up") for f in facts.history.failures}
+    given_up = {key: (at, "its attempt was given up") for key, at in facts.given_up().items()}
     for sequence in facts.sequences:
         unwanted = _unwanted(facts, sequence, given_up)
         if unwanted is None:
@@ -85,7 +85,7 @@ def _unwanted(
     ending = facts.endings.get((sequence.label, choice))
     if ending is not None:
         reasons.append((ending.at, "its stream had ended"))
-    failed = given_up.get((sequence.label, choice, sequence.request.attempt))
+    failed = given_up.get(attempt_of(sequence))
     if failed is not None:
         reasons.append(failed)
     if call.ending == "left":
