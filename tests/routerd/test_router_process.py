@@ -128,6 +128,23 @@ async def test_what_cannot_be_answered_says_why(site: Site) -> None:
     assert await metric(url, "holdfast_router_questions_total", outcome="invalid_request") >= 3
 
 
+async def test_a_frozen_router_costs_one_request_the_bound_and_the_next_one_nothing(site: Site) -> None:
+    process, _ = site.routers["0000000000000001"]
+    loop = asyncio.get_running_loop()
+    process.send_signal(signal.SIGSTOP)
+    try:
+        for seed in range(20, 23):
+            began = loop.time()
+            assert await site.text(a_prompt(seed), 2)
+            assert loop.time() - began < within(3)
+        assert await site.advice("late") == 1, "afterwards the other one is asked"
+    finally:
+        process.send_signal(signal.SIGCONT)
+    async with asyncio.timeout(within(20)):
+        while await site.usable() < 4:  # noqa: ASYNC110  other processes have no event to wait for
+            await asyncio.sleep(0.05)
+
+
 async def test_a_killed_router_takes_no_stream_with_it_and_the_next_one_is_asked(site: Site) -> None:
     prompt = a_prompt(3)
     whole = await site.text(prompt, 200)
