@@ -8,19 +8,9 @@ from __future__ import annotations
 
 import time
 
-from holdfast.sim.plan import Plan, Shape
+from bench.sim import steady
+
 from holdfast.sim.universe import Outcome, run_universe
-from holdfast.sim.workload import MODEL, Wish
-
-
-def streams(workers: int, number: int, tokens: int) -> Plan:
-    """So many streams over so many workers, nothing goes wrong."""
-    wishes = []
-    for i in range(number):
-        messages = [{"role": "user", "content": f"stream {i}"}]
-        body = {"model": MODEL, "messages": messages, "max_tokens": tokens, "seed": 1 + i, "stream": True}
-        wishes.append(Wish(f"r{i:03d}", 0.01 * i, i % 2, body=body))
-    return Plan(Shape(workers=workers, span=tokens * 0.025), "mixed", tuple(wishes), ())
 
 
 def told(name: str, outcomes: list[Outcome], seconds: float) -> tuple[float, float]:
@@ -32,9 +22,9 @@ def told(name: str, outcomes: list[Outcome], seconds: float) -> tuple[float, flo
 
 
 def test_ten_workers_with_fifty_streams() -> None:
-    run_universe(1, plan=streams(2, 2, 4))  # reads the model's files
+    run_universe(1, plan=steady(2, 2, 4))  # reads the model's files
     began = time.process_time()
-    outcome = run_universe(1, plan=streams(10, 50, 400))
+    outcome = run_universe(1, plan=steady(10, 50, 400))
     callbacks, virtual = told("10 workers, 50 streams", [outcome], time.process_time() - began)
     assert outcome.violations == []
     assert sum(sequence.tokens for sequence in outcome.history.sequences) >= 50 * 400

@@ -7,6 +7,7 @@ from collections import Counter
 import msgspec
 import pytest
 
+from holdfast.sim.campaign import run_campaign
 from holdfast.sim.faults import AnyFault, Crash, kinds
 from holdfast.sim.plan import Plan, Shape, draw_plan
 from holdfast.sim.tape import Tape
@@ -31,6 +32,17 @@ def test_a_universe_repeats_itself(seed: int) -> None:
     scripted = run_universe(seed, script=first.choices)
     assert scripted.digest == first.digest
     assert run_universe(0, script=first.choices).plan == first.plan
+
+
+def test_the_order_of_universes_in_a_process_changes_nothing() -> None:
+    """Whatever universes leave in a process (the model's files, tables of tokens), nothing of it is seen by others."""
+    seeds = [3, 11, 5, next(seed for seed in range(100) if draw_plan(Tape(seed), Shape()).profile == "bulk")]
+    forwards, backwards = run_campaign(seeds), run_campaign(reversed(seeds))
+    apart = run_campaign(seeds, jobs=2)
+    assert len(forwards) == len(seeds)
+    assert all(result.digest for result in forwards)
+    digests = [[(one.seed, one.digest, one.seen) for one in results] for results in (forwards, backwards, apart)]
+    assert digests[0] == digests[1] == digests[2]
 
 
 def test_a_plan_can_be_written_down_and_read_back() -> None:

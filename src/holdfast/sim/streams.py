@@ -46,7 +46,6 @@ class SimStream(asyncio.Transport):
         "_context",
         "_flying",
         "_high",
-        "_lost",
         "_low",
         "_paused",
         "_reading",
@@ -58,6 +57,7 @@ class SimStream(asyncio.Transport):
         "host",
         "incoming",
         "last_arrival",
+        "lost",
         "names",
         "network",
         "number",
@@ -91,13 +91,14 @@ class SimStream(asyncio.Transport):
         self._armed = False
         self._writable_soon = False
         self._closing = False
-        self._lost = False
+        self.lost = False
+        """This end is over."""
 
     # -- what the protocol's side calls ----------------------------------------------------------------
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Send bytes, or keep them until the system takes them."""
-        if self._closing or self._lost or not self.host.alive or not data:
+        if self._closing or self.lost or not self.host.alive or not data:
             return
         size = len(data)
         if not self._waiting and self._flying + size <= self._window:
@@ -117,14 +118,14 @@ class SimStream(asyncio.Transport):
 
     def close(self) -> None:
         """Close after everything written has gone out."""
-        if not self._closing and not self._lost:
+        if not self._closing and not self.lost:
             self._closing = True
             if not self._waiting:
                 self._finish()
 
     def abort(self) -> None:
         """Close now and forget what was not sent."""
-        if not self._lost:
+        if not self.lost:
             self._closing = True
             self._waiting.clear()
             self._waiting_bytes = 0
@@ -132,7 +133,7 @@ class SimStream(asyncio.Transport):
 
     def is_closing(self) -> bool:
         """Whether it is closed or about to be."""
-        return self._closing or self._lost
+        return self._closing or self.lost
 
     def get_write_buffer_size(self) -> int:
         """Bytes written and not yet taken by the system."""
@@ -210,16 +211,15 @@ class SimStream(asyncio.Transport):
         if arrival < self.last_arrival:
             arrival = self.last_arrival
         self.last_arrival = arrival
-        if not peer._lost:
+        if not peer.lost:
             peer.incoming.append((arrival, piece))
-            if not peer._armed:
-                peer.arm()
-        elif piece and not self._lost:
+            peer.arm()
+        elif piece and not self.lost:
             self.reset_at(arrival + peer.way.latency)
 
     def reset_at(self, when: float) -> None:
         """The peer's system will say, at this time, that it knows nothing of the connection."""
-        if not self._lost and not (self.incoming and self.incoming[-1][1] is RST):
+        if not self.lost and not (self.incoming and self.incoming[-1][1] is RST):
             last = self.incoming[-1][0] if self.incoming else 0.0
             self.incoming.append((max(when, last), RST))
             self.arm()
@@ -230,7 +230,7 @@ class SimStream(asyncio.Transport):
             self._unheard += size
             return
         self._flying -= size
-        if self._waiting and not self._writable_soon and not self._lost:
+        if self._waiting and not self._writable_soon and not self.lost:
             self._writable_soon = True
             network = self.network
             when = network.loop.now + self.peer.way.latency
@@ -244,13 +244,13 @@ class SimStream(asyncio.Transport):
 
     def _writable(self) -> None:
         self._writable_soon = False
-        if self._lost:
+        if self.lost:
             return
         self._send()
         if self._paused and self._waiting_bytes <= self._low:
             self._paused = False
             self.protocol.resume_writing()
-        if self._closing and not self._waiting and not self._lost:
+        if self._closing and not self._waiting and not self.lost:
             self._finish()
 
     # -- receiving -------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class SimStream(asyncio.Transport):
     def arm(self) -> None:
         """See to it that what comes first is looked at when it is there."""
         incoming, way = self.incoming, self.peer.way
-        if self._armed or not incoming or self._lost or (way.holds and incoming[0][0] > way.closed_at):
+        if self._armed or not incoming or self.lost or (way.holds and incoming[0][0] > way.closed_at):
             return
         self._look_at(incoming[0][0])
 
@@ -288,7 +288,7 @@ class SimStream(asyncio.Transport):
     def _look(self) -> None:
         """The process reads what its system has for it."""
         self._armed = False
-        if self._lost:
+        if self.lost:
             return
         if self._closing or not self._reading:
             self._look_for_reset()
@@ -346,19 +346,19 @@ class SimStream(asyncio.Transport):
 
     def _finish(self) -> None:
         """Closed by its own process: the process is told in its next iteration, the peer by the network."""
-        if not self._lost:
+        if not self.lost:
             self._leave()
             self._tell(self.protocol.connection_lost, None)
 
     def broken(self, error: Exception) -> None:
         """The system says that the connection is gone."""
-        if not self._lost:
+        if not self.lost:
             self._over()
             self._tell(self.protocol.connection_lost, error)
 
     def cut(self) -> None:
         """The network breaks the connection: what was on the way is lost, this end is told in a moment."""
-        if not self._lost:
+        if not self.lost:
             horizon, when = self._horizon(), self.network.loop.now + self.peer.way.latency
             self.incoming = deque(entry for entry in self.incoming if entry[0] <= horizon)
             self.incoming.append((when, RST))
@@ -370,7 +370,7 @@ class SimStream(asyncio.Transport):
         Args:
             rudely: with a reset, although everything was read.
         """
-        if not self._lost:
+        if not self.lost:
             self._leave(rudely)
 
     def _leave(self, rudely: bool = False) -> None:
@@ -385,7 +385,7 @@ class SimStream(asyncio.Transport):
         self._over()
 
     def _over(self) -> None:
-        self._lost = True
+        self.lost = True
         self._waiting.clear()
         self._waiting_bytes = 0
         self.incoming.clear()
@@ -405,11 +405,6 @@ class SimStream(asyncio.Transport):
     def unanswered(self) -> bool:
         """Whether bytes are on the way that nobody has taken."""
         return self._flying > 0
-
-    @property
-    def lost(self) -> bool:
-        """Whether this end is over."""
-        return self._lost
 
     def _tell(self, callback: Callable[..., Any], *args: Any) -> None:
         self.network.loop.call_soon(callback, *args, context=self._context)
