@@ -21,10 +21,10 @@ CONFIG_FILE = "DYN_CONFIG_FILE"
 UNSECTIONED = ("DYN_FILE_KV_TTL",)
 """Variables that the runtime reads by itself, so that they work without a command line (`discovery.factory`)."""
 
-ENGINES = ("llamacpp", "mock", "trtllm", "vllm")
+ENGINES = ("llamacpp", "mock", "sglang", "trtllm", "vllm")
 """Engines that `holdfast worker` can host."""
 
-OUTSPOKEN = ("vllm",)
+OUTSPOKEN = ("sglang", "vllm")
 """Engines with a command line of their own: flags that Holdfast does not know are theirs (setting ``args``)."""
 
 _SECTIONS = {
@@ -34,6 +34,7 @@ _SECTIONS = {
     "router": ("Router", "holdfast.routerd.config", "RouterConfig"),
     "llamacpp": ("Engine llamacpp", "holdfast.engines.llamacpp.config", "LlamaCppConfig"),
     "mock": ("Engine mock", "holdfast.engines.mock.config", "MockConfig"),
+    "sglang": ("Engine sglang", "holdfast.engines.sglang.config", "SglangConfig"),
     "trtllm": ("Engine trtllm", "holdfast.engines.trtllm.config", "TrtllmConfig"),
     "vllm": ("Engine vllm", "holdfast.engines.vllm.config", "VllmConfig"),
     "log": ("Logs", "holdfast.telemetry.logs", "LogConfig"),

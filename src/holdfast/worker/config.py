@@ -15,7 +15,7 @@ from holdfast.telemetry.spans import TraceSettings
 from holdfast.worker.kv_config import KvPublishConfig
 from holdfast.worker.lora_config import LoraConfig
 
-EngineName = Literal["llamacpp", "mock", "trtllm", "vllm"]
+EngineName = Literal["llamacpp", "mock", "sglang", "trtllm", "vllm"]
 DisaggregationMode = Literal["agg", "prefill", "decode"]
 BACKEND = "backend"
 """Component of every worker that serves streams."""

@@ -16,6 +16,7 @@ from holdfast.worker.config import EngineName
 _ENGINES: dict[EngineName, tuple[str, str]] = {
     "llamacpp": ("holdfast.engines.llamacpp.engine", "LlamaCppEngine"),
     "mock": ("holdfast.engines.mock.ranks", "make_mock"),
+    "sglang": ("holdfast.engines.sglang.engine", "SglangEngine"),
     "trtllm": ("holdfast.engines.trtllm.engine", "TrtllmEngine"),
     "vllm": ("holdfast.engines.vllm.engine", "VllmEngine"),
 }
