@@ -1,8 +1,9 @@
 """Many plans against real processes. ``python -m tests.faults.campaign --help``.
 
 Every seed is a plan as the simulation draws it, carried out with signals, a bad network and misbehaving engines, and
-judged by the simulation's oracles. A run that was broken off goes on where it was. Prints what was covered and adds a
-row to ``docs/track-record.md``; exits with 1 when a promise was broken.
+judged by the simulation's oracles. A run that was broken off goes on where it was, as long as the commit is the same.
+Prints what was covered and adds a row to ``docs/track-record.md``; exits with 1 when a promise was broken, and with 2
+when clusters do not even start.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import msgspec
 from holdfast.sim.plan import Plan
 from tests.faults.cluster import Cluster, settings_of
 from tests.faults.plans import Setting, drawn, sweep
-from tests.faults.rounds import Round
+from tests.faults.rounds import NEVER_READY, Round
 from tests.faults.tally import Covered, Tally, covered
 from tests.proof import record
 
+STILLBORN = 3
+"""Clusters in a row that were never ready, after which something is wrong with all of them: nothing is recorded."""
 CHUNK = 24
 """Seeds within which those of equal settings are run one after the other."""
 Job = tuple[int, Setting, Plan]
@@ -87,8 +90,16 @@ def drawn_jobs(seeds: Iterable[int]) -> list[Job]:
     return [(seed, *drawn(seed)) for seed in seeds]
 
 
+class CannotStart(Exception):
+    """Not even the first requests of several clusters could be sent."""
+
+
 async def run(seeds: range, state: Path, keep: Path, seconds: float) -> Tally:
-    """Run what is not on record yet, until the time is over."""
+    """Run what is not on record yet, until the time is over.
+
+    Raises:
+        CannotStart: `STILLBORN` clusters in a row were never ready; why is in the logs that were kept.
+    """
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
     tally = Tally()
@@ -98,6 +109,8 @@ async def run(seeds: range, state: Path, keep: Path, seconds: float) -> Tally:
     left = [seed for seed in seeds if seed not in done]
     if done:
         print(f"going on after {len(done)} rounds ({state})", flush=True)
+    began = loop.time()
+    stillborn: list[Covered] = []
     for begin in range(0, len(left), CHUNK):
         if loop.time() >= end:
             break
@@ -105,16 +118,25 @@ async def run(seeds: range, state: Path, keep: Path, seconds: float) -> Tally:
             rounds(drawn_jobs(left[begin : begin + CHUNK]), keep, lambda: loop.time() >= end)
         ) as results:
             async for one in results:
-                record.save(state, one)
+                stillborn.append(one)
+                if not any(NEVER_READY in what for what in one.broken):
+                    for held in stillborn:
+                        record.save(state, held)
+                    stillborn.clear()
+                elif len(stillborn) >= STILLBORN:
+                    raise CannotStart(f"{STILLBORN} clusters in a row were never ready; see {keep}")
                 tally.add(one)
-                _progress(tally, one, len(seeds))
+                _progress(tally, one, len(seeds), loop.time() - began, len(done))
     return tally
 
 
-def _progress(tally: Tally, one: Covered, wanted: int) -> None:
+def _progress(tally: Tally, one: Covered, wanted: int, seconds: float, before: int) -> None:
+    """Print a round, and when the rest will be done if it takes as long as what this run has done so far."""
+    number = len(tally.rounds)
+    left = seconds / (number - before) * (wanted - number)
     print(
-        f"{len(tally.rounds):>4}/{wanted}  seed {one.seed:<6}{one.setting:<9}{one.seconds:6.1f} s  "
-        f"{one.hits} hits  {sum(one.moves.values())} moves  {'; '.join(one.broken)}",
+        f"{number:>4}/{wanted}  seed {one.seed:<6}{one.setting:<9}{one.seconds:6.1f} s  {one.hits} hits  "
+        f"{sum(one.moves.values()):>3} moves  {left / 60:4.0f} min left  {'; '.join(one.broken)}",
         flush=True,
     )
 
@@ -133,7 +155,11 @@ def main() -> int:
     if args.fresh:
         state.unlink(missing_ok=True)
     keep = state.with_suffix(".broken")
-    tally = asyncio.run(run(range(args.first, args.first + args.plans), state, keep, args.seconds))
+    try:
+        tally = asyncio.run(run(range(args.first, args.first + args.plans), state, keep, args.seconds))
+    except CannotStart as reason:
+        print(reason, file=sys.stderr)
+        return 2
     print(f"\n{tally.table()}")
     if tally.broken:
         print(f"logs and plans of broken promises: {keep}")

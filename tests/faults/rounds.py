@@ -28,6 +28,7 @@ REST = 3.0
 """Seconds in which everything must have been given back: gauges are read over HTTP, one process after the other."""
 SILENCE = frozenset({"accept_overdue", "peer_silent", "worker_stalled"})
 """Errors that a process may also cause by getting no processor for a while."""
+NEVER_READY = "the cluster was not ready"
 _POLL = 0.1
 _PROBE_EVERY = 0.5
 
@@ -99,7 +100,7 @@ class Round:
     async def _course(self) -> None:
         history, loop = self.history, asyncio.get_running_loop()
         if not await until(self.cluster.in_use, within(START_BOUND)):
-            history.violate("liveness", f"the cluster was not ready within {within(START_BOUND):g} s")
+            history.violate("liveness", f"{NEVER_READY} within {within(START_BOUND):g} s")
             return
         history.began = began = loop.time()
         for wish in self.plan.wishes:

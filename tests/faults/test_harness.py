@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
 import msgspec
@@ -10,12 +11,13 @@ import pytest
 from holdfast.sim.faults import kinds
 from holdfast.sim.history import Failed, Fired, History, Violation
 from holdfast.sim.plan import Plan
+from tests.faults import campaign
 from tests.faults.campaign import _alike
 from tests.faults.clients import Body
 from tests.faults.ledger import Ledger
 from tests.faults.plans import drawn, sweep
-from tests.faults.rounds import Result
-from tests.faults.tally import SHOWN, Tally, covered
+from tests.faults.rounds import NEVER_READY, Result
+from tests.faults.tally import SHOWN, Covered, Tally, covered
 from tests.proof import record
 
 CHUNKED = (
@@ -48,6 +50,46 @@ def test_a_cut_answer_is_not() -> None:
     body = Body()
     assert body.feed(CHUNKED[:-7]) == b"data: 1"
     assert not body.complete
+
+
+def told(seed: int, *broken: str) -> Covered:
+    return Covered(seed, "plain", 1.0, 20, 1, {}, {}, list(broken))
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, broken: set[int]) -> list[int]:
+    """Let rounds take no cluster; those of these seeds never get ready. Returns the seeds that were run."""
+    ran: list[int] = []
+
+    async def rounds(jobs: Iterable[campaign.Job], *_: object) -> AsyncIterator[Covered]:
+        for seed, _setting, _plan in jobs:
+            ran.append(seed)
+            yield told(seed, *([f"liveness: {NEVER_READY} within 80 s"] if seed in broken else []))
+
+    monkeypatch.setattr(campaign, "rounds", rounds)
+    return ran
+
+
+async def test_a_campaign_goes_on_where_it_was_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = planted(monkeypatch, {2})
+    state = tmp_path / "state"
+    for seed in (1, 4):
+        record.save(state, told(seed))
+    tally = await campaign.run(range(1, 7), state, tmp_path / "keep", 60.0)
+    assert sorted(ran) == [2, 3, 5, 6]
+    assert len(tally.rounds) == 6
+    assert [one.seed for one in record.load(state, Covered)] == [1, 4, *ran]
+    assert "going on after 2 rounds" in (said := capsys.readouterr().out)
+    assert said.count("min left") == 4
+
+
+async def test_a_campaign_ends_when_clusters_do_not_even_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = planted(monkeypatch, set(range(3, 99)))
+    with pytest.raises(campaign.CannotStart, match="3 clusters in a row were never ready"):
+        await campaign.run(range(1, 21), tmp_path / "state", tmp_path / "keep", 60.0)
+    assert ran == [1, 2, 3, 4, 5]
+    assert [one.seed for one in record.load(tmp_path / "state", Covered)] == [1, 2]
 
 
 @pytest.mark.parametrize("seed", range(1, 6))

@@ -54,9 +54,11 @@ class SimEngine(MockEngine):
     async def start(self, sink: StepSink, on_death: DeathSink, on_load: LoadProgress) -> EngineInfo:
         """See `MockEngine.start`."""
 
+        note = self._note
+
         def watched(steps: list[SequenceStep]) -> None:
             for step in steps:
-                self._note(step)
+                note(step)
             sink(steps)
 
         return await super().start(watched, on_death, on_load)
@@ -101,8 +103,8 @@ class SimEngine(MockEngine):
         sequence = self.open.get(step.key)
         if sequence is None:
             return
-        first = not sequence.tokens
-        sequence.tokens += len(step.tokens)
+        made = sequence.tokens
+        sequence.tokens = made + len(step.tokens)
         if step.finish is not None:
             del self.open[step.key]
             self._close(sequence, "finished")
@@ -111,4 +113,4 @@ class SimEngine(MockEngine):
             return
         if self._shifts_left and step.tokens:
             self._lie(step)
-        self._moment("end" if step.finish is not None else "first" if first else "stream")
+        self._moment("end" if step.finish is not None else "stream" if made else "first")
