@@ -3,7 +3,7 @@
 A frontend and two workers of one engine; four streamed and four whole answers at once, by the ``openai`` client. At a
 random token of a stream its worker is hurt: its engine's core gets SIGKILL, or the worker itself does, or it is stopped
 (SIGSTOP), or asked to leave (SIGTERM). Every text is compared with the undisturbed run's (greedy, float32). A run that
-was broken off goes on where it was; a table goes into ``docs/track-record.md``; a single wrong text makes it exit with 1.
+was broken off goes on where it was; a table goes into ``docs/track-record.md``; one wrong text makes it exit with 1.
 
 Runs in the engine's own environment: ``make proof-engines``.
 """
@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from openai import AsyncOpenAI
 
 from holdfast.local import http
 from holdfast.local.backoff import RestartPolicy
 from holdfast.local.cluster import ClusterPlan, LocalCluster
 from holdfast.local.ports import free_port
 from holdfast.runtime.discovery.factory import open_discovery
+from openai import AsyncOpenAI
 from tests.proof import record
 from tests.support.hf_model import model_directory
 
@@ -260,7 +260,8 @@ def _wrong(answer: Answer, true: tuple[str, str, int]) -> str:
     if answer.error:
         return f"{kind}: {answer.error}"
     if (answer.text, answer.finish, answer.tokens) != true:
-        return f"{kind}: {answer.tokens} tokens, finish {answer.finish}, text {'same' if answer.text == true[0] else 'differs'}"
+        text = "same" if answer.text == true[0] else "differs"
+        return f"{kind}: {answer.tokens} tokens, finish {answer.finish}, text {text}"
     return f"{kind}: join declared inexact" if answer.facts.get("join") == "declared" else ""
 
 
@@ -334,8 +335,8 @@ def report(engine: str, rounds: list[Round], faults: tuple[str, ...], track: boo
             record.commit(), record.machine(), engine, WORDS[fault], str(len(mine)),
             f"{sum(one.streams_hit for one in mine)} + {sum(one.whole_hit for one in mine)}",
             f"{answers - len(wrong)} of {answers}",
-            f"{statistics.median(gaps):.2f} s" if gaps else "–",
-            f"{max(gaps):.2f} s" if gaps else "–",
+            f"{statistics.median(gaps):.2f} s" if gaps else "none",
+            f"{max(gaps):.2f} s" if gaps else "none",
             str(orphans),
         ]  # fmt: skip
         print(" | ".join(row), *wrong[:5], sep="\n  " if wrong else "")

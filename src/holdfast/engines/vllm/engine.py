@@ -136,6 +136,8 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
         """Stop vLLM's processes; what does not leave by itself is killed."""
         llm, self.llm = self.llm, None
         if llm is not None:
+            if llm.output_handler is not None:
+                llm.output_handler.cancel()  # or it reports the end of the processes as a failure
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SHUTDOWN_SECONDS + 1):
                     await asyncio.to_thread(_shutdown, llm)
