@@ -14,6 +14,7 @@ import msgspec
 from holdfast.base.errors import Disconnected, HoldfastError
 from holdfast.base.limits import INITIAL_CREDIT_TOKENS
 from holdfast.engines.contract import GenerateRequest, Sampling, StopRules, pack_ids
+from holdfast.engines.handoff import KvHandoff, digest_of
 from holdfast.models.card import Artifact, ModelCard
 from holdfast.requests.config import RequestSettings
 from holdfast.requests.flusher import Flusher
@@ -47,10 +48,10 @@ def truth(prompt_ids: bytes, length: int, eos_at: int | None = None) -> list[int
     return ids
 
 
-def card(fingerprint: str = "build-1", continuation: str = "exact") -> ModelCard:
+def card(fingerprint: str = "build-1", continuation: str = "exact", **more: Any) -> ModelCard:
     nothing = Artifact("0" * 64, 0)
     return ModelCard(
-        MODEL, nothing, nothing, 4096, (EOS,), 50_200, 16, fingerprint=fingerprint, continuation=continuation
+        MODEL, nothing, nothing, 4096, (EOS,), 50_200, 16, fingerprint=fingerprint, continuation=continuation, **more
     )
 
 
@@ -59,6 +60,7 @@ class FakeStream:
 
     def __init__(self, worker: FakeWorker, headers: OpenHeaders, payload: bytes, handler: StreamHandler, credit: int):
         self.worker = worker
+        self.endpoint = "generate"
         self.id = len(worker.opened) + 1
         self.headers = headers
         self.request = _decode(payload)
@@ -116,6 +118,16 @@ class FakeStream:
         """Send anything."""
         with self.worker.fleet.read():
             self.handler.on_tokens(index, tokens, None)
+        return self
+
+    def hand_over(self, **changes: Any) -> FakeStream:
+        """Send what a prefill worker answers."""
+        request = self.request
+        tokens = (len(request.prompt_ids) + len(request.generated_ids)) // 4
+        digest = digest_of(request.prompt_ids, request.generated_ids)
+        facts = {"tokens": tokens, "digest": digest, "source": self.worker.instance, **changes}
+        with self.worker.fleet.read():
+            self.handler.on_data(0, msgspec.msgpack.encode(KvHandoff("mock", "after_prefill", **facts)))
         return self
 
     def end(self, finish: str = "stop", error: HoldfastError | None = None, cached: int = 0) -> FakeStream:
@@ -190,7 +202,7 @@ class FakeWorker:
         if self.open_error is not None:
             raise self.open_error
         stream = FakeStream(self, headers, payload, handler, credit or INITIAL_CREDIT_TOKENS)
-        stream.first_index = first_index
+        stream.first_index, stream.endpoint = first_index, endpoint
         assert stream.request.attempt == headers.attempt
         self.opened.append(stream)
         self.streams[id(stream)] = stream

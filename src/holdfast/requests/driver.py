@@ -230,10 +230,14 @@ class Driver:
         return first
 
     def prefill_accepted(self) -> None:
-        """A prefill worker computes the prompt: work on the request has begun."""
+        """A prefill worker computes the prompt."""
+        self.begun()
+        self._generation.note("prefill accepted")
+
+    def begun(self) -> None:
+        """Work on the request has begun, though no decode worker has it: it is not turned away any more."""
         self.history.begun = True
         self.need.accepted()
-        self._generation.note("prefill accepted")
 
     def lost_prefill(self, leg: PrefillLeg) -> None:
         """The process that computed the prompt is lost; told for all of its legs before any driver runs."""

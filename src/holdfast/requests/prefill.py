@@ -219,6 +219,8 @@ class Prefilling:
                 self._failed(leg, failure)
             else:
                 self._computed(leg)
+        elif leg.rendezvous and error is not None:
+            self._generation.driver.begun()  # its prefill worker may have taken it: nobody has said that it did not
         if isinstance(error, HandoffFault):
             self._failed_handoffs += 1
             enforced = self._services.prefills.settings.enforce_disagg

@@ -27,7 +27,8 @@ _MISTAKES = ("invalid_request", "context_length_exceeded", "unsupported_feature"
 
 def check(facts: Facts) -> Iterator[Violation]:
     """Return the breaches."""
-    lost = {(f.label, f.choice, f.attempt) for f in facts.history.failures if f.fault == "transport"}
+    failed = [*facts.history.failures, *facts.history.legs]
+    lost = {(f.label, f.choice, f.attempt) for f in failed if f.fault == "transport"}
     refused = {call.name for call in facts.history.calls if call.status >= 400}
     for sequence in facts.sequences:
         choice = sequence.request.choice
