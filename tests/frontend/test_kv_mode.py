@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.frontend.support import events_of, stack
+from tests.frontend.support import events_of, stack, until
 
 
 def body(words: int, **more: Any) -> dict[str, Any]:
@@ -60,3 +60,23 @@ async def test_direct_takes_the_header() -> None:
         nobody = await built.post("/v1/completions", body(40))
         assert nobody.status_code == 400
         assert "x-worker-instance-id" in nobody.json()["error"]["message"]
+
+
+async def test_prefixes_of_an_adapter_are_found_again_and_never_those_of_its_base() -> None:
+    async with stack(2, router_mode="kv") as built:
+        for process, _ in built.workers.values():
+            assert process.adapters is not None
+            await process.adapters.load("shy", "")
+        await built.served("shy")
+        await until(lambda: len(built.pool.usable("shy")) == 2)
+        asked = {"nvext": {"extra_fields": ["worker_id"]}}
+
+        async def overlap(model: str, length: int) -> int:
+            got = await built.post("/v1/completions", body(length, **asked) | {"model": model})
+            return int(got.json()["nvext"]["worker_id"]["overlap_blocks"])
+
+        assert await overlap("mock", 320) == 0
+        assert await overlap("mock", 330) >= 20
+        assert await overlap("shy", 330) == 0, "the base model's blocks are not its own"
+        assert await overlap("shy", 340) >= 20
+        assert await overlap("mock", 340) >= 20
