@@ -95,7 +95,9 @@ class RouterProcess:
         self.ready = asyncio.Event()
         """Set once callers can find this router."""
         self._ending = asyncio.Event()
-        self._hurried = asyncio.Event()
+        self._hurried = False
+        self._patience: asyncio.Timeout | None = None
+        """The wait that a second signal cuts short, while there is one."""
         self.registry = Registry(CATALOGUE, "router")
         self.flusher = Flusher(clock)
         self.pool = WorkerPool(
@@ -191,9 +193,10 @@ class RouterProcess:
 
     def stop(self) -> None:
         """Leave in order; called again: hand back at once what still runs."""
-        if self._ending.is_set():
-            self._hurried.set()
+        self._hurried = self._ending.is_set()
         self._ending.set()
+        if self._hurried and self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time())
 
     async def run(self) -> int:
         """Serve until told to stop; returns the exit code.
@@ -202,29 +205,26 @@ class RouterProcess:
             HoldfastError: it could not start; everything that it had started is closed again.
         """
         exit_code = EXIT_FINISHED
-        tasks: list[asyncio.Task[None]] = []
-        loop = asyncio.get_running_loop()
         try:
             self.status.start()
             for name in self._answers:
                 self.status.control.mount(f"/{name}", {"POST": partial(self._over_http, name)}, item="request_id")
             await self._discovery.start()
             await self.pool.start()
-            tasks.append(loop.create_task(self._keeper.run(), name="kv-knowledge"))
-            tasks.append(loop.create_task(self.relay.run(), name="relay"))
-            await self._publish()
-            self.status.arm()
-            await self._ending.wait()
-            exit_code = await self._leave()
+            record = await self._listen()
+            async with asyncio.TaskGroup() as tasks:
+                running = [tasks.create_task(self._keeper.run()), tasks.create_task(self.relay.run())]
+                await self._enter(record)
+                await self._ending.wait()
+                exit_code = await self._leave()
+                for one in running:
+                    one.cancel()
         finally:
-            for task in tasks:
-                task.cancel()
-            if tasks:
-                await asyncio.wait(tasks)
             await self._close()
         return exit_code
 
-    async def _publish(self) -> None:
+    async def _listen(self) -> InstanceRecord:
+        """Open the port; returns the record by which callers will find this router."""
         config = self.config
         self.server.register(GENERATE, self.relay.serve)
         for name, endpoint in self._endpoints.items():
@@ -233,20 +233,23 @@ class RouterProcess:
         address = await self.server.start(config.rpc_host, config.rpc_port)
         if needs_finding(config.rpc_host, config.advertise):
             address = await asyncio.to_thread(published_address, address, config.advertise)
-        await self._discovery.publish(
-            InstanceRecord(
-                namespace=config.namespace,
-                component=config.component,
-                endpoints=(GENERATE, *self._answers),
-                instance=self.instance,
-                epoch=self.epoch,
-                address=address,
-                pid=os.getpid(),
-                system_address=self.status.address or None,
-            )
+        return InstanceRecord(
+            namespace=config.namespace,
+            component=config.component,
+            endpoints=(GENERATE, *self._answers),
+            instance=self.instance,
+            epoch=self.epoch,
+            address=address,
+            pid=os.getpid(),
+            system_address=self.status.address or None,
         )
+
+    async def _enter(self, record: InstanceRecord) -> None:
+        """Let callers know."""
+        await self._discovery.publish(record)
         self.ready.set()
-        log.info("router %s (mode %s) listens on %s", self.instance, config.router_mode, address)
+        self.status.arm()
+        log.info("router %s (mode %s) listens on %s", self.instance, self.config.router_mode, record.address)
 
     def _pong(self) -> tuple[Progress, Load, str]:
         in_flight = self.relay.in_flight
@@ -260,9 +263,11 @@ class RouterProcess:
                 await self._discovery.withdraw(self.instance)
         self.server.drain("shutdown", int(grace * 1e3))
         self.relay.drain("This router is draining and accepts nothing.")
+        self._patience = asyncio.timeout(0.0 if self._hurried else grace)
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace):
-                await self._idle_or_hurried()
+            async with self._patience:
+                await self.relay.idle()
+        self._patience = None
         left = self.relay.send_elsewhere(f"This router is shutting down; its streams had {grace:g} s to finish.")
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HAND_BACK_SECONDS):
@@ -272,15 +277,6 @@ class RouterProcess:
         if left:
             log.info("router has handed %d streams back to their callers", left)
         return EXIT_HANDED_OVER if left else EXIT_FINISHED
-
-    async def _idle_or_hurried(self) -> None:
-        loop = asyncio.get_running_loop()
-        waits = [loop.create_task(self.relay.idle()), loop.create_task(self._hurried.wait())]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
 
     async def _close(self) -> None:
         self.chooser.close()

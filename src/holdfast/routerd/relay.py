@@ -157,7 +157,8 @@ class Relay:
     def serve(self, incoming: IncomingCall) -> None:
         """Take a call (a `CallHandler`). Raises HoldfastError to refuse it."""
         assert isinstance(incoming, Call)
-        if self._leaving or self._tasks is None:
+        tasks = self._tasks
+        if self._leaving or tasks is None:
             raise WorkerDraining(self._leaving or "this router is not ready yet")
         if len(self._streams) >= self._limit:
             raise WorkerSaturated(
@@ -177,7 +178,7 @@ class Relay:
         self._streams[relayed] = stream
         self._idle.clear()
         incoming.on_stop = stream.cancel
-        self._tasks.create_task(self._drive(relayed, stream), name=f"relay-{request.request_id}")
+        tasks.create_task(self._drive(relayed, stream), name=f"relay-{request.request_id}")
 
     async def _drive(self, relayed: _Relayed, stream: Generation) -> None:
         services = self._services
@@ -233,8 +234,9 @@ class Relay:
 
     def _blocked(self, relayed: _Relayed) -> None:
         relayed.blocked_since = asyncio.get_running_loop().time()
-        if self._tasks is not None:
-            self._tasks.create_task(self._unblock(relayed), name="relay-unblock")
+        tasks = self._tasks
+        if tasks is not None:
+            tasks.create_task(self._unblock(relayed), name="relay-unblock")
 
     async def _unblock(self, relayed: _Relayed) -> None:
         """Wait until the caller has taken everything; a caller that never does is ended by the stream's deadline."""
