@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.:/@+-]{0,127}")
 _POLL = 0.02
+HEARD_SECONDS = 0.5
+"""After callers were told that an adapter leaves, those that had not heard yet are still served for so long."""
 
 
 class Adapters:
@@ -150,6 +152,8 @@ class Adapters:
             except HoldfastError:
                 self._cards[name] = card
                 raise
+        if self._registration is not None:
+            await asyncio.sleep(HEARD_SECONDS)
         self._host.offer.remove(name)
         await _until(lambda: not self._host.streams_of(name), self._config.lora_unload_timeout)
         why = (

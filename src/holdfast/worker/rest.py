@@ -62,7 +62,7 @@ class Rest:
                 await _bounded(engine.pause_generation(mode), "pausing")
             except BaseException:
                 if not rested:
-                    await self._end("pause")
+                    await self._take_back("pause")
                 raise
         log.info("worker rests: %s; %d streams moved", why, moved)
         return moved
@@ -94,7 +94,7 @@ class Rest:
                 await _bounded(_fall_asleep(engine, level), "going to sleep")
             except BaseException:
                 if not rested:
-                    await self._end("sleep")
+                    await self._take_back("sleep")
                 raise
         log.info("worker rests: %s; %d streams moved", why, moved)
         return moved
@@ -120,6 +120,12 @@ class Rest:
             self._vitals.canary.doubt("it has rested, and has answered no canary since")
         await self._tell()
         return was and not self._whys
+
+    async def _take_back(self, kind: Kind) -> None:
+        """It did not come to rest: work again at once if the engine answers, else as soon as it does."""
+        if await self._end(kind):
+            await self._vitals.canary.once()
+            await self._tell()
 
     async def _tell(self) -> None:
         why = "; ".join(self._whys.values())
