@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults test-faults sim mutations sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults proof-engines test-vllm test-faults sim mutations sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -51,6 +51,15 @@ test-faults: dev ## real processes under every kind of fault, compared with the 
 test-operations: dev ## a real Prometheus, Alertmanager and haproxy with a fleet; installs them if need be (Debian)
 	@tools/install_operations.sh
 	@CI=$${CI:-true} $(PY) -m pytest -q -m operations tests/observability tests/balancing $(ARGS)
+
+test-vllm: ## vLLM for real, on the CPU, in .venv-vllm (installed if need be): the adapter, then each fault once
+	@tools/install_vllm.sh
+	@HOLDFAST_REQUIRE_VLLM=1 .venv-vllm/bin/python -m pytest -q --durations=5 tests/engines/vllm $(ARGS)
+	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm --times 1 --no-record --fresh
+
+proof-engines: ## real engines hurt under running streams, each fault three times, put on record; goes on where it was
+	@tools/install_vllm.sh
+	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm $(ARGS)
 
 sanitize: dev ## the compiled kernel under AddressSanitizer and UBSan
 	@$(PY) tools/sanitize.py $(ARGS)
