@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+OFFERED: dict[bytes, list[int]] = {}
+"""KV blocks that prefill legs hold, by their state; every engine of this process sees them."""
 PLACE = Path(__file__).resolve().parent
 
 

@@ -17,13 +17,13 @@ from tensorrt_llm.sampling_params import SamplingParams
 from tensorrt_llm.scheduling_params import SchedulingParams
 from xxhash import xxh3_64_intdigest
 
+from tests.support.tensorrt_llm_standin import OFFERED
+
 STEP_SECONDS = 0.0005
 TRANSFER_STEPS = 6
 """How long KV blocks are on their way to a decode leg."""
 VOCABULARY = (1000, 4000)
 """Ids that it generates."""
-OFFERED: dict[bytes, list[int]] = {}
-"""KV blocks that prefill legs hold, by their state; every engine of this process sees them."""
 
 
 class _Executor:
