@@ -132,7 +132,11 @@ class TrtllmEngine(Adapters, DrivenEngine):
             raise EngineFailed(f"TensorRT-LLM generated nothing within {_WARM_SECONDS:.0f} s.") from error
         except Exception as error:
             raise EngineFailed(f"TensorRT-LLM failed on its first token: {_words(error)}.") from error
-        await self._take_stats(1.0)
+        async for stats in self.llm.get_stats_async(timeout=1.0):
+            rank, said = read_stats(stats)
+            self._stats[rank] = said
+            if len(self._stats) >= ranks_of(self.config):
+                break
 
     async def shut(self) -> None:
         """Stop the engine's processes; what does not leave by itself is killed. See `DrivenEngine.shut`."""
@@ -297,10 +301,10 @@ class TrtllmEngine(Adapters, DrivenEngine):
         while self._on:
             await asyncio.sleep(_POLL_SECONDS)
             if self._results:
-                await self._take_stats(_QUEUE_SECONDS)
+                await self._take_stats()
 
-    async def _take_stats(self, patience: float) -> None:
-        async for stats in self.llm.get_stats_async(timeout=patience):
+    async def _take_stats(self) -> None:
+        async for stats in self.llm.get_stats_async(timeout=_QUEUE_SECONDS):
             rank, said = read_stats(stats)
             self._stats[rank] = said
             if self.closed:
