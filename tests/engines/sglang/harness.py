@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import shlex
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.engines.sglang import SglangConfig
+from tests.patience import within
 from tests.support.hf_model import model_directory
 
 STAND_INS = Path(__file__).resolve().parents[2] / "support" / "sglang_stub"
@@ -51,3 +53,28 @@ def config(*more: str, **settings: object) -> SglangConfig:
     """Return a configuration for a small engine; ``more`` are further flags of SGLang."""
     args = " ".join((FLAGS, shlex.join(more)))
     return SglangConfig(model=str(model_directory("bfloat16")), args=args, **settings)  # type: ignore[arg-type]
+
+
+def children(pid: int) -> dict[int, str]:
+    """Return the processes below one, with their command lines."""
+    found: dict[int, str] = {}
+    for tasks in Path("/proc").glob(f"{pid}/task/*/children"):
+        for child in map(int, tasks.read_text().split()):
+            with contextlib.suppress(OSError):
+                found[child] = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found |= children(child)
+    return found
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there, and not only its remains."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] != b"Z"
+    return False
+
+
+async def gone(*pids: int, seconds: float = 10.0) -> None:
+    """Wait until none of these processes is there any more."""
+    async with asyncio.timeout(within(seconds)):
+        while any(lives(pid) for pid in pids):  # noqa: ASYNC110  they are nobody's children here
+            await asyncio.sleep(0.05)

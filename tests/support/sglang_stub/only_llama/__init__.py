@@ -1,1 +1,1 @@
-"""The one model family of the tests: SGLang looks here first (``SGLANG_EXTERNAL_MODEL_PACKAGE``), and loads 200 less."""
+"""The one model family of the tests: with ``SGLANG_EXTERNAL_MODEL_PACKAGE`` SGLang loads it, and 200 others not."""
