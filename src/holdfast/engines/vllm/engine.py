@@ -138,9 +138,13 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
         if llm is not None:
             if llm.output_handler is not None:
                 llm.output_handler.cancel()  # or it reports the end of the processes as a failure
+            # one that has died is not waited for: a new start waits for its memory
+            seconds = 0.0 if self.dead is not None or llm.errored else _SHUTDOWN_SECONDS
+            if not seconds:
+                await asyncio.to_thread(self._orphans.end)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_SHUTDOWN_SECONDS + 1):
-                    await asyncio.to_thread(_shutdown, llm)
+                    await asyncio.to_thread(_shutdown, llm, seconds)
         await asyncio.to_thread(self._orphans.end)
         if self._place:
             await asyncio.to_thread(shutil.rmtree, self._place, True)
@@ -285,8 +289,8 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
             raise EngineFailed("vLLM says that its engine process has died.", engine_died=True)
 
 
-def _shutdown(llm: Any) -> None:
-    llm.shutdown(timeout=_SHUTDOWN_SECONDS)
+def _shutdown(llm: Any, seconds: float) -> None:
+    llm.shutdown(timeout=seconds)
 
 
 def _command_line(pid: int) -> bytes:
