@@ -200,10 +200,21 @@ async def test_log_probabilities_and_cached_tokens_pass() -> None:
     async with running() as run:
         run.submit(1, max_tokens=2)
         run.engine.say(1, 5, logprobs=[TokenLogprob(-0.5)])
+        await run.until(lambda: run.tokens(1))
         run.engine.say(1, 6, 7, logprobs=[TokenLogprob(-1.0), TokenLogprob(-2.0)], cached_tokens=2)
         await run.until(lambda: run.end(1))
         assert [len(step.logprobs or []) for step in run.steps] == [1, 1]
         assert run.steps[-1].cached_tokens == 2
+
+
+async def test_two_outputs_of_one_turn_are_one_step() -> None:
+    async with running() as run:
+        run.submit(1, max_tokens=9)
+        for number, end in ((5, None), (6, None), (7, "stop")):
+            run.engine.say(1, number, logprobs=[TokenLogprob(-1.0)], finish=end)
+        await run.until(lambda: run.end(1))
+        ((step,),) = run.batches
+        assert (step.index, step.tokens, step.finish, len(step.logprobs or [])) == (0, [5, 6, 7], "stop", 3)
 
 
 async def test_a_stream_that_ends_without_a_reason_migrates() -> None:

@@ -52,7 +52,7 @@ class Attempt:
 
     __slots__ = (
         "begun", "cancelled", "deferred", "ends", "first_index", "handoff_pending", "ids", "index", "key", "limit",
-        "min_tokens", "over", "prompt_tokens", "request",
+        "min_tokens", "over", "prompt_tokens", "request", "unsaid",
     )  # fmt: skip
 
     def __init__(
@@ -81,6 +81,8 @@ class Attempt:
         self.cancelled = self.over = False
         self.deferred = False
         """Its cancel waits for blocks that are on their way."""
+        self.unsaid: SequenceStep | None = None
+        """What the worker has not been told yet in this turn of the loop."""
         self.handoff_pending = request.handoff is not None and request.leg != "prefill"
         """Blocks are on their way to this engine, until its first word."""
 

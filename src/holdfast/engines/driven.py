@@ -252,6 +252,10 @@ class DrivenEngine(Engine):
             return
         if not self._pending:
             self._loop.call_soon(self._flush)
+        if attempt.unsaid is not None:
+            _join(attempt.unsaid, step)
+            return
+        attempt.unsaid = step
         self._pending.append((attempt, step))
 
     def _heard_late(self, attempt: Attempt, output: Output) -> None:
@@ -282,6 +286,7 @@ class DrivenEngine(Engine):
         live = self._live
         steps = []
         for attempt, step in pending:
+            attempt.unsaid = None
             if attempt.key not in live:  # cancelled since
                 continue
             self.tokens += len(step.tokens)
@@ -320,3 +325,12 @@ class DrivenEngine(Engine):
             _, stuck = await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
             for task in stuck:
                 log.warning("%s did not end within %g s of being cancelled", task.get_name(), CLOSE_SECONDS)
+
+
+def _join(step: SequenceStep, later: SequenceStep) -> None:
+    """Add what a sequence said later in the same turn of the loop: it has one step per call of the sink."""
+    step.tokens = [*step.tokens, *later.tokens]
+    if step.logprobs is not None or later.logprobs is not None:
+        step.logprobs = [*(step.logprobs or ()), *(later.logprobs or ())]
+    step.finish, step.error, step.handoff = later.finish, later.error, later.handoff
+    step.cached_tokens = max(step.cached_tokens, later.cached_tokens)
