@@ -13,6 +13,10 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from holdfast.base.errors import InvalidRequest
+from holdfast.engines.contract import pack_ids
+from holdfast.runtime.api import DistributedRuntime
+from holdfast.runtime.discovery.factory import open_discovery
 from tests.patience import within
 from tests.routerd.support import MOCK, Processes, answers, ask, metric, processes
 
@@ -99,6 +103,20 @@ async def test_a_person_can_ask_who_is_best(site: Site) -> None:
     assert [one["worker_id"] for one in held["scores"]] == [best["worker_id"]]
     assert held["scores"][0]["device_blocks"] == best["overlap_blocks"]
     assert set(held["states"].values()) == {"exact"}
+
+
+async def test_a_program_can_ask_over_the_wire(site: Site) -> None:
+    discovery = open_discovery("file", root=site.running.env["DYN_FILE_KV"])
+    async with DistributedRuntime(discovery) as runtime:
+        client = await runtime.namespace("dynamo").component("router").endpoint("best_worker_id").client()
+        await client.wait_for_instances(within(10))
+        question = {"model": "mock", "token_ids": pack_ids(a_prompt(1))}
+        answers_ = [best async for best in await client.generate(question)]
+        assert len(answers_) == 1
+        assert answers_[0]["total_blocks"] == -(-800 // answers_[0]["block_size"])
+        with pytest.raises(InvalidRequest, match="either"):
+            async for _ in await client.generate({"model": "mock"}):
+                pass
 
 
 async def test_a_lease_counts_until_it_is_freed(site: Site) -> None:
