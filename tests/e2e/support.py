@@ -187,16 +187,22 @@ async def cluster(
     *,
     engine: tuple[str, ...] = MOCK,
     workers: int = 2,
+    prefill: int = 0,
     frontend: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
     restart: RestartPolicy = AT_ONCE,
     grace: float = 10.0,
 ) -> AsyncIterator[Cluster]:
-    """Run frontend and workers on free ports; everything is stopped at the end."""
+    """Run frontend and workers on free ports, the last ``prefill`` of them for prompts; all is stopped at the end."""
     store = root / "discovery"
     plan = ClusterPlan(
         http_ports=(free_port("127.0.0.1"),),
         workers=workers,
+        prefill_workers=prefill,
+        flags_by_worker=tuple(
+            (f"--disaggregation-mode={'decode' if i < workers - prefill else 'prefill'}",) if prefill else ()
+            for i in range(workers)
+        ),
         worker_flags=engine,
         frontend_flags=frontend,
         env={"DYN_FILE_KV": str(store), **(env or {})},

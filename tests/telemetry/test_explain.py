@@ -75,3 +75,11 @@ def test_a_request_that_never_had_a_stream_has_a_story_too() -> None:
     told: dict[str, Any] = story(one, [], lambda _: "then")
     assert told["stages"] == [{"stage": "preprocess", "at": 0.0, "seconds": 1.0}]
     assert told["error"]["code"] == "invalid_request"
+
+
+def test_a_request_whose_prompt_is_being_computed_elsewhere_can_be_explained() -> None:
+    one = facts("waiting", attempts=0)
+    one.streams[0].timeline = [(0.1, "prefill", "p1"), (0.2, "prefill accepted", "")]
+    told = story(one, [], str)
+    assert told["choices"][0]["attempts"] == []
+    assert [stage["stage"] for stage in told["stages"]] == ["preprocess", "route", "remote prefill", "finish"]

@@ -55,11 +55,11 @@ _JSON = parameter("as_json", Annotated[bool, typer.Option("--json", help="Print 
 def command(flags: Flags, *, as_json: bool) -> int:
     """Run frontends and workers on this machine, restarted when they crash.
 
-    Starts --frontends HTTP processes and --workers engines, shows when they are ready, relays their output, and
-    stops all of them in order on Ctrl-C or SIGTERM: frontends drain first, then workers (a second one hurries, a
-    third one kills). SIGHUP, or 'holdfast restart', replaces all workers and then all frontends one by one, without
-    a failed request. Whatever ends this process, none of its children outlives it. Settings of frontends and
-    workers are passed on to them.
+    Starts --frontends HTTP processes and --workers engines (and --prefill-workers, which compute prompts for them),
+    shows when they are ready, relays their output, and stops all of them in order on Ctrl-C or SIGTERM: frontends
+    drain first, then workers (a second one hurries, a third one kills). SIGHUP, or 'holdfast restart', replaces all
+    workers and then all frontends one by one, without a failed request. Whatever ends this process, none of its
+    children outlives it. Settings of frontends and workers are passed on to them.
     """
     log = flags.load(LogConfig, "log").config
     writer = setup_logging(log, "supervisor" if log.as_json else "")
@@ -98,8 +98,11 @@ def make_plan(flags: Flags) -> tuple[ClusterPlan, ServeConfig, FrontendConfig, s
         http_host=frontend.http_host,
         http_ports=_own_ports(frontend, serve.frontends, shared=listener is not None),
         shared_port=0 if listener is None else listener.getsockname()[1],
-        workers=serve.workers,
-        flags_by_worker=tuple(_fixed_ports(worker, i) for i in range(serve.workers)),
+        workers=serve.workers + serve.prefill_workers,
+        prefill_workers=serve.prefill_workers,
+        flags_by_worker=tuple(
+            (*_fixed_ports(worker, i), *_part(serve, i)) for i in range(serve.workers + serve.prefill_workers)
+        ),
         worker_flags=passed_on(flags, [section(name) for name in _WORKER_SECTIONS], _OWN),
         frontend_flags=passed_on(flags, [section(name) for name in _FRONTEND_SECTIONS], _OWN),
         env=secret,
@@ -138,6 +141,13 @@ def _own_ports(frontend: FrontendConfig, count: int, *, shared: bool) -> tuple[i
         except Conflict:
             ports.append(free_port(host))
     return tuple(ports)
+
+
+def _part(serve: ServeConfig, number: int) -> tuple[str, ...]:
+    """Return what tells a worker its part in a request, where there are parts."""
+    if not serve.prefill_workers:
+        return ()
+    return (f"--disaggregation-mode={'decode' if number < serve.workers else 'prefill'}",)
 
 
 def _fixed_ports(worker: WorkerConfig, number: int) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ class FrontendStatus(msgspec.Struct, frozen=True):
     """Usable workers by model."""
     instances: list[dict[str, Any]] = []
     """Workers as this frontend sees them."""
+    prefill: dict[str, int] = {}
+    """Usable workers that compute prompts only, by model."""
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -97,7 +99,12 @@ async def _ask(url: str, tls: ssl.SSLContext | None) -> FrontendStatus:
     except msgspec.DecodeError:
         return FrontendStatus(url, "unreachable", f"what answers there is no Holdfast frontend (HTTP {answer.status})")
     return FrontendStatus(
-        url, health.get("status", "?"), health.get("message", ""), health.get("models", {}), health.get("instances", [])
+        url,
+        health.get("status", "?"),
+        health.get("message", ""),
+        health.get("models", {}),
+        health.get("instances", []),
+        health.get("prefill", {}),
     )
 
 
@@ -106,7 +113,8 @@ def _print(status: Status) -> None:
         colour = "green" if frontend.status == "healthy" else "red"
         print(f"frontend {frontend.url}: {paint(frontend.status, colour)}  {frontend.detail}".rstrip())
         for model, usable in frontend.models.items():
-            print(f"  model {model}: {usable} usable worker{'s' if usable != 1 else ''}")
+            apart = f", {frontend.prefill[model]} for prompts" if model in frontend.prefill else ""
+            print(f"  model {model}: {usable} usable worker{'s' if usable != 1 else ''}{apart}")
     for record in status.supervisors:
         slots = "  ".join(
             f"{slot} {paint(str(state), _slot_colour(str(state)))}"
@@ -122,7 +130,17 @@ def _print(status: Status) -> None:
         print(
             table(
                 [
-                    ("WORKER", "STATE", "AS SEEN BY FRONTENDS", "KV CACHE", "PID", "ADDRESS", "ENGINE", "MODELS"),
+                    (
+                        "WORKER",
+                        "ROLE",
+                        "STATE",
+                        "AS SEEN BY FRONTENDS",
+                        "KV CACHE",
+                        "PID",
+                        "ADDRESS",
+                        "ENGINE",
+                        "MODELS",
+                    ),
                     *_rows(status),
                 ]
             )
@@ -154,6 +172,7 @@ def _rows(status: Status) -> list[tuple[str, ...]]:
     return [
         (
             record.instance,
+            ", ".join(sorted({card.role for card in record.cards})) or "-",
             paint(record.state, state_colour(record.state)),
             ", ".join(sorted(seen.get(record.instance, {"-"}))),
             ", ".join(sorted(known.get(record.instance, {"-"}))),

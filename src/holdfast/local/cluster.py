@@ -60,6 +60,9 @@ class ClusterPlan(msgspec.Struct, frozen=True, kw_only=True):
     shared_port: int = 0
     """Port that all frontends answer on beside their own, on the cluster's listener; 0: none."""
     workers: int = 2
+    """All of them."""
+    prefill_workers: int = 0
+    """Of these, the last ones, compute prompts only."""
     worker_flags: tuple[str, ...] = ()
     flags_by_worker: tuple[tuple[str, ...], ...] = ()
     """Further flags of each single worker: what may not be the same for two, such as fixed ports."""
@@ -232,13 +235,21 @@ class LocalCluster:
                 continue
             with contextlib.suppress(HoldfastError, TimeoutError, msgspec.DecodeError):
                 health = await http.get(f"{url}/health", 1.0, self.tls)
-                usable = health.json().get("models", {}) if health.status == 200 else {}
-                if max(usable.values(), default=0) < self.plan.workers:
+                told = health.json() if health.status == 200 else {}
+                if not self._all_usable(told.get("models", {}), told.get("prefill", {})):
                     continue
                 models = await http.get(f"{url}/v1/models", 1.0, self.tls)
                 # 401: the list is for those who have a key; the health above has said what can be said without one
                 if models.status == 401 or (models.status == 200 and models.json().get("data")):
                     self._serving.add(pid)
+
+    def _all_usable(self, streams: Mapping[str, int], prompts: Mapping[str, int]) -> bool:
+        """Whether a frontend can use every worker, by what its health says of each model."""
+        plan = self.plan
+        return (
+            max(streams.values(), default=0) >= plan.workers - plan.prefill_workers
+            and max(prompts.values(), default=0) >= plan.prefill_workers
+        )
 
     def _raise_if_given_up(self) -> None:
         for slot in self.supervisor.slots.values():

@@ -13,6 +13,16 @@ class ServeConfig(msgspec.Struct, frozen=True, kw_only=True):
     """What `holdfast serve` can be told beside the settings of its children. Times in seconds."""
 
     workers: Annotated[int, setting("DYN_SERVE_WORKERS", "Worker processes.", ge=1, le=64)] = 2
+    prefill_workers: Annotated[
+        int,
+        setting(
+            "DYN_SERVE_PREFILL_WORKERS",
+            "Worker processes beside these that compute prompts only; the others are decode workers then.",
+            ge=0,
+            le=64,
+        ),
+    ] = 0
+    """0: every worker does the whole of a request."""
     frontends: Annotated[
         int, setting("DYN_SERVE_FRONTENDS", "Frontend processes; see --frontend-ports.", ge=1, le=64)
     ] = 1

@@ -242,7 +242,8 @@ def _choice(stream: StreamFacts) -> dict[str, Any]:
 def _attempts(stream: StreamFacts) -> Iterator[dict[str, Any]]:
     """Yield one entry per attempt, from the notes between it and the next one."""
     starts = [i for i, (_, event, _) in enumerate(stream.timeline) if event == "attempt"]
-    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(stream.timeline)], strict=True)):
+    ends = [*starts[1:], len(stream.timeline)][: len(starts)]  # none while the first attempt is still to come
+    for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
         at, _, worker = stream.timeline[start]
         notes = {event: (when, detail) for when, event, detail in reversed(stream.timeline[start + 1 : end])}
         total, shown = stream.considered[number] if number < len(stream.considered) else (0, ())
