@@ -35,6 +35,8 @@ def agree(index: PrefixIndex, truth: Naive, prompts: list[list[int]]) -> None:
         assert counts.forgotten == 0
         for tier, hashes in enumerate(index.snapshot(slot)):
             assert Counter(hashes) == truth.tier(slot, tier)
+            sliced = [one for some in index.slices(slot, tier, 3) for one in some]
+            assert sorted(sliced) == sorted(truth.tier(slot, tier)), "each block once"
 
 
 KEYS = st.integers(1, 12) | st.sampled_from([0, 13, MANY])

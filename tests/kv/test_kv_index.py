@@ -150,6 +150,23 @@ def test_workers_that_come_and_go_do_not_need_more_and_more_memory(index):
     assert index.bytes_used < before * 1.5 + 20_000
 
 
+def test_slices_look_at_no_more_than_they_are_told_and_find_what_stays(index):
+    index.apply_stored(3, 0, array("Q", range(1, 101)))
+    index.apply_stored(4, 0, array("Q", range(50, 151)))
+    slices = index.slices(3, 0, 10)
+    found = list(next(slices))
+    index.apply_removed(3, 0, array("Q", range(1, 41)))
+    index.apply_stored(3, 0, array("Q", range(200, 240)))  # perhaps in the places of those that went
+    rest = [list(one) for one in slices]
+    assert max(len(one) for one in (found, *rest)) <= 10
+    everything = [*found, *(one for some in rest for one in some)]
+    assert len(set(everything)) == len(everything)
+    assert set(range(41, 101)) <= set(everything), "what was held all the while"
+    assert not any(index.slices(9, 1, 10)), "nothing of nobody"
+    with pytest.raises(ValueError, match="tier"):
+        next(index.slices(3, 7, 10))
+
+
 def test_a_snapshot_brings_another_index_to_the_same_knowledge(use, index):
     prompt = drawn(3000)
     index.apply_stored(9, DEVICE, prompt)

@@ -262,6 +262,8 @@ class TwinIndex:
     def slices(self, slot: int, tier: int, budget: int, /) -> Iterator[array[int]]:
         """See `PrefixIndex.slices`. The list of all keys is made in one go, 10 ns for each."""
         self._columns.check(slot, tier)
+        if self._columns.find(slot, tier) is None:
+            return
         keys = [*self._old, *self._young]
         for at in range(0, len(keys), budget):
             column = self._columns.find(slot, tier)
