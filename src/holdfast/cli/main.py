@@ -27,6 +27,7 @@ COMMANDS = {
     "replay": "Send the requests of a trace, and report latencies, throughput, cache hits and balance.",
     "sim": "Run whole clusters in simulation, with faults; replay a seed, make a failing one small.",
     "simulate": "Show what clients would see when workers fail or settings change, on a virtual clock.",
+    "doctor": "Check this installation: engines, GPUs, model files, memory, ports; and say what to fix.",
     "config": "Show every setting, its value and where it comes from.",
 }
 PROCESSES = ("frontend", "worker", "router")
