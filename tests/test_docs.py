@@ -33,6 +33,11 @@ FLAGS_ALLOWED = {
     "--no-name": "stands for any switch, switched off",
     "--flag": "stands for any flag",
 }
+_OF_ENGINES = (
+    *("--dtype", "--enforce-eager", "--block-size", "--max-model-len", "--max-num-seqs", "--tensor-parallel-size"),
+    *("--data-parallel-size", "--enable-lora", "--enable-sleep-mode", "--kv-events-config", "--kv-transfer-config"),
+)
+FLAGS_ALLOWED |= dict.fromkeys(_OF_ENGINES, "an engine's own, which the worker passes on")
 WORDS_ALLOWED = {"extra_body": "of the openai package", "model_extra": "of the openai package"}
 
 
