@@ -65,6 +65,15 @@ class NullObserver:
     def migrated(self, generation: Generation, gap_seconds: float) -> None:
         pass
 
+    def prefill_decided(self, generation: Generation, reason: str) -> None:
+        pass
+
+    def prefill_started(self, generation: Generation, leg: object) -> None:
+        pass
+
+    def prefill_ended(self, generation: Generation, leg: object, error: Exception | None, seconds: float) -> None:
+        pass
+
     def ended(self, generation: Generation, ending: Ending) -> None:
         pass
 
