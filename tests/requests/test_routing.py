@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.base.errors import InvalidRequest, NoWorkers, WorkerSaturated
+from holdfast.base.errors import Disconnected, InvalidRequest, NoWorkers, WorkerSaturated
 from holdfast.engines.contract import pack_ids
 from holdfast.kv.hashes import block_hashes
 from holdfast.requests.chain import Chain
@@ -187,6 +187,29 @@ async def test_a_soft_session_gives_way_when_its_worker_refuses() -> None:
     assert fleet.attempts[-1].worker is not home
     fleet.attempts[-1].accept().emit(2).end("length")
     await client.done()
+
+
+async def test_a_routers_advice_is_a_preference_for_the_first_worker_alone() -> None:
+    fleet = Fleet(3)
+    advised = Route(advised="w2")
+    assert {(await serve(fleet, range(3), route=advised)).instance for _ in range(4)} == {"w2"}
+    client = fleet.start(route=advised, length=4)
+    await settle()
+    assert fleet.attempts[-1].worker.instance == "w2"
+    fleet.attempts[-1].refuse(WorkerSaturated("full"))
+    await settle()
+    other = fleet.attempts[-1]
+    assert other.worker.instance != "w2", "it gives way to one with room"
+    other.accept().emit(2)
+    other.handler.on_broken(Disconnected("killed"))
+    await settle()
+    assert fleet.attempts[-1].worker is not other.worker
+    fleet.attempts[-1].accept().emit(2).end("length")
+    await client.done()
+    fleet.workers[1].usable = False
+    assert (await serve(fleet, range(3), route=advised)).instance in {"w1", "w3"}
+    kv, _ = kv_fleet()
+    assert {(await serve(kv, range(40), route=Route(advised="w3"))).instance for _ in range(2)} == {"w3"}
 
 
 def test_a_chain_grows_by_what_is_new() -> None:
