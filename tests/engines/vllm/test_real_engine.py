@@ -250,7 +250,7 @@ async def test_kv_events_name_the_blocks_of_what_was_computed(run: Run) -> None:
     assert seen() == expected
     assert {status for _, status in log.outcomes} == {"ok"}
     assert [(follower.gaps, follower.losses) for follower in run.engine.followers] == [(0, 0)]
-    for number in range(30):  # 96 blocks: what is oldest has to go
+    for number in range(20):  # 96 blocks: what is oldest has to go
         await run.generate(ask([(number * 131 + i) % 40_000 + 100 for i in range(200)], max_tokens=1))
     await run.until(lambda: not seen() & expected)
     assert {status for _, status in log.outcomes} == {"ok"}
