@@ -7,7 +7,7 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults proof-engines test-vllm test-faults sim mutations sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
+.PHONY: help setup dev serve demo proof-kills proof-soak proof-faults proof-engines test-vllm test-sglang test-faults sim mutations sim-long status test test-slow test-operations sanitize lint format types imports bench docs lock clean
 
 setup: ; @tools/setup.sh embedded
 dev: ; @tools/setup.sh dev
@@ -56,6 +56,11 @@ test-vllm: ## vLLM for real, on the CPU, in .venv-vllm (installed if need be): t
 	@tools/install_vllm.sh
 	@HOLDFAST_REQUIRE_VLLM=1 .venv-vllm/bin/python -m pytest -q --durations=5 tests/engines/vllm $(ARGS)
 	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm --times 1 --no-record --fresh
+
+test-sglang: ## SGLang for real, on the CPU, in .venv-sglang (installed if need be): adapter, two halves, a cluster
+	@tools/install_sglang.sh
+	@HOLDFAST_REQUIRE_SGLANG=1 .venv-sglang/bin/python -m pytest -q --durations=5 tests/engines/sglang $(ARGS)
+	@.venv-sglang/bin/python -m pytest -q -rs --timeout 900 tests/engines/conformance/test_conformance.py --engine sglang
 
 proof-engines: ## real engines hurt under running streams, each fault three times, put on record; goes on where it was
 	@tools/install_vllm.sh

@@ -67,10 +67,17 @@ def test_everything_is_mapped():
     assert (params["top_p"], params["top_k"], params["min_p"]) == (0.9, 5, 0.1)
     penalties = [params[f"{name}_penalty"] for name in ("repetition", "presence", "frequency")]
     assert penalties == [1.2, 0.3, -0.4]
-    assert params["logit_bias"] == {"9": -3.0}
+    assert params["logit_bias"] == {"9": -3.0, "7": pytest.approx(0.1)}
     assert params["stop_token_ids"] == [2, 11]
     assert params["min_new_tokens"] == 3
     assert params["sampling_seed"] == 2**63 - 1, "SGLang takes 63 bits and a sign"
+
+
+def test_penalties_of_earlier_attempts_are_carried_over():
+    sampling = Sampling(frequency_penalty=0.5, presence_penalty=0.25, logit_bias={7: 1.0})
+    params = params_of(attempt(sampling, generated=[7, 8, 7]), BARE)
+    assert params["logit_bias"] == {"7": 1.0 - 1.0 - 0.25, "8": -0.75}
+    assert "logit_bias" not in params_of(attempt(Sampling(frequency_penalty=0.5)), BARE)
 
 
 def test_a_prefill_leg_makes_one_token():

@@ -166,6 +166,10 @@ class SglangEngine(Abilities, DrivenEngine):
         """Kill SGLang's processes and wait for their end."""
         if self._launch is not None:
             await self._launch.end()
+        for owner, name in ((self.manager, "send_to_scheduler"), (self.manager, "recv_from_detokenizer"),
+                            (self.engine, "send_to_rpc")):  # fmt: skip
+            if (socket := getattr(owner, name, None)) is not None:
+                socket.close(linger=0)  # or this process waits at its exit for somebody to read what is left in it
         server = getattr(self.manager, "bootstrap_server", None)
         if server is not None:
             await asyncio.to_thread(server.close)

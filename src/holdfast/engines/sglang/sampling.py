@@ -8,6 +8,7 @@ Must never import SGLang.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import msgspec
@@ -87,8 +88,8 @@ def params_of(attempt: Attempt, can: Skills) -> dict[str, Any]:
     }
     if attempt.ends and not request.stop.ignore_eos:
         params["stop_token_ids"] = sorted(attempt.ends)
-    if sampling.logit_bias:
-        params["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    if bias := _bias(attempt):
+        params["logit_bias"] = {str(token): value for token, value in bias.items()}
     if can.seeds:
         params["sampling_seed"] = sampling.seed & _SEED_BITS
     if attempt.min_tokens and can.tokenizer:
@@ -107,6 +108,20 @@ def forced(params: dict[str, Any], attempt: Attempt) -> dict[str, Any]:
     bias = {**params.get("logit_bias", {}), **{str(token): FORBIDDEN for token in attempt.ends}}
     rest = {key: value for key, value in params.items() if key != "stop_token_ids"}
     return {**rest, "max_new_tokens": attempt.min_tokens, "ignore_eos": True, "logit_bias": bias}
+
+
+def _bias(attempt: Attempt) -> dict[int, float]:
+    """Return what is added to logits: what the request says, and what penalties earlier attempts have earned.
+
+    SGLang counts from where it begins. What frequency penalties subtract can be carried over as it is; of presence
+    penalties too, but a token that comes again pays once more.
+    """
+    sampling = attempt.request.sampling
+    bias = dict(sampling.logit_bias)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        for token, count in Counter(attempt.ids[attempt.prompt_tokens :]).items():
+            bias[token] = bias.get(token, 0.0) - sampling.frequency_penalty * count - sampling.presence_penalty
+    return bias
 
 
 def _check_ranges(sampling: Sampling) -> None:
