@@ -100,6 +100,12 @@ class NullWorker:
     def usable(self, model: str) -> list[NullWorker]:
         return [self]
 
+    def has_prefill(self, model: str) -> bool:
+        return False
+
+    def prefill(self, model: str) -> list[NullWorker]:
+        return []
+
     def replacement_expected(self, model: str) -> bool:
         return True
 

@@ -68,6 +68,7 @@ class ScriptEngine(Engine):
     """Does nothing by itself; the test calls `step` and `die`."""
 
     def __init__(self) -> None:
+        self.capabilities = Capabilities()
         self.submitted: dict[int, GenerateRequest] = {}
         self.cancelled: list[int] = []
         self.refuse_with: Exception | None = None
@@ -89,7 +90,7 @@ class ScriptEngine(Engine):
             eos_token_ids=(1,),
             vocab_size=10,
             fingerprint="f",
-            capabilities=Capabilities(),
+            capabilities=self.capabilities,
             files=ModelFiles(b"{}", "template", generation_config={"temperature": 0.5, "eos": [1, 2]}),
         )
 

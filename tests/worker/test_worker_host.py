@@ -2,10 +2,19 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
-from holdfast.base.errors import EngineFailed, InvalidRequest, PoisonRequest
-from holdfast.engines.contract import SequenceStep, TokenLogprob
+from holdfast.base.errors import (
+    EngineFailed,
+    HandoffMismatch,
+    InvalidRequest,
+    PoisonRequest,
+    UnsupportedFeature,
+    from_info,
+)
+from holdfast.engines.contract import Capabilities, SequenceStep, TokenLogprob, pack_ids
+from holdfast.engines.handoff import KvHandoff, digest_of
 from holdfast.worker import host as host_module
 from holdfast.worker.host import EngineHost
 from tests.worker.doubles import FakeCall, FakeConnection, ScriptEngine, payload
@@ -246,3 +255,99 @@ async def test_kv_events_go_to_whoever_wants_them_after_each_step():
     engine.take_kv_events = list
     engine.step([engine.token(1, 1)])
     assert seen == [["stored"]]
+
+
+# -- prompts that are computed for others --------------------------------------------------------------
+
+HANDOFF = KvHandoff("script", "after_prefill", tokens=3, digest=digest_of(pack_ids([1, 2, 3])), params={"where": 1})
+
+
+async def prefills(role="prefill", **options):
+    engine = ScriptEngine()
+    engine.role = role
+    engine.capabilities = Capabilities(handoff="script")
+    host = EngineHost(engine, **options)
+    host.instance = "a" * 16
+    info = await host.start(lambda what, share: None)
+    assert info.role == role
+    return host, engine
+
+
+def prompt_into(host, connection=None, **more):
+    call = FakeCall(payload(leg="prefill", **more), connection)
+    host.prefill(call)
+    return call
+
+
+async def test_a_prefill_leg_is_answered_with_its_hand_off_and_kept_until_the_caller_lets_go():
+    host, engine = await prefills()
+    call = prompt_into(host)
+    engine.step([SequenceStep(1, 0, [], finish="stop", handoff=HANDOFF)])
+    assert call.words == ["accept", "data"]
+    told = msgspec.msgpack.decode(call.said[1][1], type=KvHandoff)
+    assert (told.source, told.fingerprint, told.params) == ("a" * 16, "f", {"where": 1})
+    assert (host.in_flight, host.held) == (0, 1)
+    assert host.measure()[0].in_flight == 0, "an engine that only keeps blocks is not busy"
+    assert engine.cancelled == []
+    call.on_stop("taken")
+    assert engine.cancelled == [1]
+    assert call.said[-1][:2] == ("end", "stop")
+    assert host.held == 0
+    assert at_rest(host)
+
+
+async def test_what_nobody_lets_go_is_kept_for_a_while_only():
+    host, engine = await prefills(hold=0.05)
+    call = prompt_into(host)
+    engine.step([SequenceStep(1, 0, [], finish="stop", handoff=HANDOFF)])
+    async with asyncio.timeout(5):
+        await host.idle()
+    assert engine.cancelled == [1]
+    assert call.said[-1][2].code == "handoff_lost"
+
+
+async def test_a_worker_that_leaves_waits_for_what_it_keeps():
+    host, engine = await prefills()
+    call = prompt_into(host)
+    engine.step([SequenceStep(1, 0, [], finish="stop", handoff=HANDOFF)])
+    host.drain()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await host.idle()
+    assert host.send_elsewhere("leaving") == 1
+    assert call.said[-1][2].code == "worker_draining"
+    assert at_rest(host)
+
+
+async def test_a_prefill_worker_takes_no_streams_and_others_no_prompts():
+    host, _ = await prefills()
+    refused = call_into(host).said[0][1]
+    assert (refused.code, refused.retry) == ("worker_saturated", "elsewhere")
+    ordinary, _ = await started()
+    assert prompt_into(ordinary).words == ["accept"]
+    wrong = FakeCall(payload(leg="prefill"))
+    ordinary.generate(wrong)
+    assert wrong.said[0][1].code == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    "changes", [{"digest": 1}, {"tokens": 2}, {"protocol": "nixl"}], ids=["other tokens", "half of them", "protocol"]
+)
+async def test_a_hand_off_is_verified_before_the_engine_sees_it(changes):
+    host, engine = await prefills("decode")
+    good = FakeCall(payload(leg="decode", handoff=HANDOFF))
+    host.generate(good)
+    assert good.words == ["accept"]
+    bad = FakeCall(payload(leg="decode", handoff=msgspec.structs.replace(HANDOFF, **changes)))
+    host.generate(bad)
+    error = bad.said[0][1]
+    assert (error.code, error.fault, error.retry) == ("handoff_mismatch", "internal", "same")
+    assert isinstance(from_info(error.info()), HandoffMismatch), "it survives the wire"
+    assert list(engine.submitted) == [1]
+
+
+async def test_an_engine_that_cannot_hand_over_cannot_have_a_part():
+    engine = ScriptEngine()
+    engine.role = "decode"
+    with pytest.raises(UnsupportedFeature, match="DYN_DISAGGREGATION_MODE"):
+        await EngineHost(engine).start(lambda what, share: None)
