@@ -231,11 +231,14 @@ class TestLocate:
         with pytest.raises(InvalidRequest, match=r"workers download nothing. Run 'hf download org/other' beforehand"):
             locate("org/other", {"HF_HOME": str(tmp_path)})
 
-    @pytest.mark.parametrize("name", ["/no/such/place", "a/b/c", "../up", ""])
-    def test_a_path_that_is_no_name(self, name, tmp_path, monkeypatch):
-        if name:
-            with pytest.raises(InvalidRequest, match="does not exist; correct the path"):
-                locate(name, {"HF_HOME": str(tmp_path)})
+    @pytest.mark.parametrize("name", ["/no/such/place", "a/b/c", "../up/there"])
+    def test_a_path_that_is_no_name(self, name, tmp_path):
+        with pytest.raises(InvalidRequest, match="does not exist; correct the path"):
+            locate(name, {"HF_HOME": str(tmp_path)})
+
+    def test_nothing_is_not_this_directory(self, tmp_path):
+        with pytest.raises(InvalidRequest, match="No model directory is named"):
+            locate("", {"HF_HOME": str(tmp_path)})
 
     def test_a_file_is_no_directory(self, model):
         with pytest.raises(InvalidRequest, match="is a file; a model is a directory"):

@@ -33,6 +33,8 @@ def locate(name: str, environ: Mapping[str, str] | None = None, *, what: str = "
     Raises:
         InvalidRequest: there is no such directory; says where it was looked for and how to get it.
     """
+    if not name.strip():
+        raise InvalidRequest(f"No {what} directory is named.", param=what)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
