@@ -92,7 +92,7 @@ class NullHandle:
 class NullWorker:
     """Both the pool and its only worker; keeps the handlers of its streams."""
 
-    instance, epoch, hesitant, in_flight, queued = "w", 1, False, 0, 0
+    instance, epoch, hesitant, in_flight, queued, pong = "w", 1, False, 0, 0, None
 
     def __init__(self) -> None:
         self.handlers: list[StreamHandler] = []
