@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from holdfast.base.errors import HandoffLost, InvalidRequest, ModelNotFound, NoWorkers, UnsupportedFeature
+from holdfast.base.errors import EngineFailed, HandoffLost, InvalidRequest, ModelNotFound, NoWorkers, UnsupportedFeature
 from holdfast.engines.contract import (
     Capabilities,
     EngineInfo,
     GenerateRequest,
+    Guided,
     ModelFiles,
     Sampling,
     StopRules,
@@ -157,6 +158,24 @@ async def test_least_tokens_that_fill_the_budget_end_with_length(stage):
     assert len(stage.engine.engine.calls) == 1
 
 
+async def test_a_grammar_is_generated_once_more_unheard(stage):
+    stage.engine._can = Skills(100, tokenizer=True, seeds=False)
+    constrained = Sampling(temperature=0.0, guided=Guided("regex", "."))
+    stage.engine.submit(1, ask(StopRules(4, ignore_eos=True), constrained, generated=[6, 7]))
+    tokens, last = await stage.ends()
+    assert (tokens, last.finish, stage.steps[0].index) == ([8, 9], "length", 2)
+    assert stage.engine.engine.calls[0][1] == [3, 4, 5]
+
+
+async def test_a_grammar_that_would_go_on_from_another_text_ends_with_an_error(stage):
+    stage.engine._can = Skills(100, tokenizer=True, seeds=False)
+    constrained = Sampling(temperature=0.0, guided=Guided("regex", "."))
+    stage.engine.submit(1, ask(StopRules(4, ignore_eos=True), constrained, generated=[6, 9]))
+    tokens, last = await stage.ends()
+    assert tokens == []
+    assert isinstance(last.error, EngineFailed)
+
+
 async def test_a_cancel_closes_the_stream_begun_or_not(stage):
     stage.engine.engine.silent = True
     stage.engine.submit(1, ask())
@@ -221,6 +240,19 @@ async def test_a_prefill_leg_ends_without_a_token(stage):
     assert params["max_new_tokens"] == 1
     assert more["bootstrap_room"] == 7
     assert "disagg_prefill_dp_rank" not in more
+
+
+@DECODE
+async def test_least_tokens_on_a_decode_worker_without_a_tokenizer_are_refused(stage):
+    with pytest.raises(UnsupportedFeature, match="min_tokens"):
+        stage.engine.submit(1, ask(StopRules(9, min_tokens=4), leg="decode", handoff=meeting()))
+
+
+@PREFILL
+async def test_a_prefill_leg_knows_no_least_tokens(stage):
+    stage.engine.submit(1, ask(StopRules(9, min_tokens=4), leg="prefill", handoff=meeting()))
+    await stage.ends()
+    assert stage.engine.engine.calls[0][2]["max_new_tokens"] == 1
 
 
 @PREFILL

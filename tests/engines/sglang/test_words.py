@@ -25,7 +25,7 @@ from holdfast.engines.sglang.chunks import error_of, output_of
 from holdfast.engines.sglang.config import SglangConfig
 from holdfast.engines.sglang.patience import Patience
 from holdfast.engines.sglang.rendezvous import Meeting, meeting_of
-from holdfast.engines.sglang.sampling import FORBIDDEN, Skills, check, forced, params_of
+from holdfast.engines.sglang.sampling import FORBIDDEN, Skills, begins_anew, check, forced, params_of
 
 BARE = Skills(vocab_size=100, tokenizer=False, seeds=False)
 FULL = Skills(vocab_size=100, tokenizer=True, seeds=True)
@@ -71,6 +71,16 @@ def test_everything_is_mapped():
     assert params["stop_token_ids"] == [2, 11]
     assert params["min_new_tokens"] == 3
     assert params["sampling_seed"] == 2**63 - 1, "SGLang takes 63 bits and a sign"
+
+
+def test_a_grammar_begins_anew_with_the_whole_budget_and_nothing_carried_over():
+    sampling = Sampling(guided=Guided("regex", "a"), frequency_penalty=0.5)
+    one = attempt(sampling, StopRules(10, min_tokens=4), generated=[7, 8])
+    assert begins_anew(one)
+    params = params_of(one, FULL)
+    assert (params["max_new_tokens"], params["min_new_tokens"]) == (10, 4)
+    assert "logit_bias" not in params
+    assert not begins_anew(attempt(sampling))
 
 
 def test_penalties_of_earlier_attempts_are_carried_over():

@@ -43,6 +43,7 @@ from holdfast.engines.sglang.launch import Launch, Sockets
 from holdfast.engines.sglang.load import BUSY_SECONDS, IDLE_SECONDS, Gauge
 from holdfast.engines.sglang.patience import Patience
 from holdfast.engines.sglang.rendezvous import Meeting, meeting_of
+from holdfast.engines.vllm.replay import replayed
 from holdfast.kv.events import KvEvent
 from holdfast.models.files import locate
 from holdfast.models.hf import read_directory
@@ -196,6 +197,12 @@ class SglangEngine(Abilities, DrivenEngine):
             )
         if request.leg not in ("aggregated", self.role):
             raise UnsupportedFeature(f"This SGLang worker ({self.role}) does no {request.leg} legs.")
+        if attempt.min_tokens and request.leg == "decode" and not self._can.tokenizer:
+            raise UnsupportedFeature(
+                "An SGLang decode worker without a tokenizer cannot hold back the end of a text (min_tokens); it can "
+                "when it is started with --sglang-guided.",
+                param="min_tokens",
+            )
         if request.lora is not None and request.lora not in self.loaded:
             raise ModelNotFound(f"No adapter {request.lora!r} is loaded here.", param="model")
         rank = request.extra.get("data_parallel_rank")
@@ -208,7 +215,11 @@ class SglangEngine(Abilities, DrivenEngine):
     async def outputs(self, attempt: Attempt) -> AsyncGenerator[Output, None]:
         """Generate; closing it makes SGLang stop, whether it knows the sequence yet or not."""
         params = sampling.params_of(attempt, self._can)
-        if attempt.min_tokens and not self._can.tokenizer:
+        if sampling.begins_anew(attempt):
+            prompt, existing = attempt.ids[: attempt.prompt_tokens], attempt.ids[attempt.prompt_tokens :]
+            whole = self._run(attempt, prompt, params, "")
+            rest = whole if attempt.request.leg == "prefill" else replayed(whole, existing)
+        elif attempt.min_tokens and not self._can.tokenizer and attempt.request.leg != "prefill":
             first = sampling.forced(params, attempt)
             made: list[int] = []
             ended = False

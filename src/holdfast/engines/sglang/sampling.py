@@ -67,14 +67,22 @@ def check(attempt: Attempt, can: Skills) -> None:
         )
 
 
+def begins_anew(attempt: Attempt) -> bool:
+    """Whether what exists is to be generated once more: a grammar is only right from its beginning."""
+    return attempt.request.sampling.guided is not None and attempt.first_index > 0
+
+
 def params_of(attempt: Attempt, can: Skills) -> dict[str, Any]:
-    """Return SGLang's ``sampling_params``, from ``attempt.ids`` on.
+    """Return SGLang's ``sampling_params``, from ``attempt.ids`` on, or from the prompt on (`begins_anew`).
 
     The least number of tokens is left out unless SGLang has a tokenizer; see `forced`.
     """
+    anew = begins_anew(attempt)
+    most = attempt.limit if anew and attempt.request.leg != "prefill" else attempt.max_tokens
+    least = min(attempt.request.stop.min_tokens, attempt.limit) if anew else attempt.min_tokens
     request, sampling = attempt.request, attempt.request.sampling
     params: dict[str, Any] = {
-        "max_new_tokens": attempt.max_tokens,
+        "max_new_tokens": most,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k or -1,
@@ -92,8 +100,8 @@ def params_of(attempt: Attempt, can: Skills) -> dict[str, Any]:
         params["logit_bias"] = {str(token): value for token, value in bias.items()}
     if can.seeds:
         params["sampling_seed"] = sampling.seed & _SEED_BITS
-    if attempt.min_tokens and can.tokenizer:
-        params["min_new_tokens"] = min(attempt.min_tokens, attempt.max_tokens)
+    if least and can.tokenizer:
+        params["min_new_tokens"] = min(least, most)
     if sampling.guided is not None:
         params |= _constraint(sampling.guided)
     return params
@@ -118,7 +126,7 @@ def _bias(attempt: Attempt) -> dict[int, float]:
     """
     sampling = attempt.request.sampling
     bias = dict(sampling.logit_bias)
-    if sampling.frequency_penalty or sampling.presence_penalty:
+    if (sampling.frequency_penalty or sampling.presence_penalty) and not begins_anew(attempt):
         for token, count in Counter(attempt.ids[attempt.prompt_tokens :]).items():
             bias[token] = bias.get(token, 0.0) - sampling.frequency_penalty * count - sampling.presence_penalty
     return bias
