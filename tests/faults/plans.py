@@ -66,7 +66,7 @@ _PLAIN = {
 
 def drawn(seed: int) -> tuple[Setting, Plan]:
     """Return the plan of a seed; its requests and faults are those that a universe of this seed would draw."""
-    return settings(draw_plan(Tape(seed), Shape()), seed)
+    return settings(draw_plan(Tape(seed), Shape(split=False)), seed)
 
 
 def sweep(seed: int) -> list[Plan]:
@@ -80,7 +80,13 @@ def _group(seed: int, group: tuple[str, ...]) -> Plan:
     tape = Tape(seed)
     profile: Profile = "discovery" if group[0].startswith("discovery") else "mixed"
     shape = Shape(
-        profile=profile, requests=6 + 6 * len(group), more_requests=0, faults=0, more_faults=0, span=2.0 + len(group)
+        split=False,
+        profile=profile,
+        requests=6 + 6 * len(group),
+        more_requests=0,
+        faults=0,
+        more_faults=0,
+        span=2.0 + len(group),
     )
     plan = draw_plan(tape, shape)
     faults: list[AnyFault] = []

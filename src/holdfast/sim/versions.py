@@ -86,10 +86,15 @@ def age_frontend(pool: WorkerPool) -> None:
 
 
 def version_changes(history: History) -> Iterator[tuple[int, int]]:
-    """Yield the versions of both workers for each move of a running stream from one to a worker of another version."""
+    """Yield the versions of both workers for each move of a running stream from one to a worker of another version.
+
+    A prompt that is computed elsewhere is no move.
+    """
     versions = {(life.name, life.incarnation): life.version for life in history.lives}
     before: dict[tuple[str, int], Sequence] = {}
     for after in sorted(history.sequences, key=lambda sequence: sequence.request.attempt):
+        if after.request.leg == "prefill":
+            continue
         stream = after.label, after.request.choice
         last, before[stream] = before.get(stream), after
         if last is None or not after.label or not after.request.generated_ids or not after.tokens:
