@@ -66,7 +66,7 @@ BUGS = (
             _NO_COUNTS,
             Edit(
                 "worker.kv_publish",
-                "        for rank, tier, hashes in cut.slices():",
+                "        for rank, tier, hashes in slices:",
                 "        for rank, tier, hashes in ():",
             ),
         ),
