@@ -88,8 +88,8 @@ BUGS = (
         edits=(
             Edit(
                 "worker.kv_log",
-                "        self._names.pop(rank, None)\n        self._index.clear(rank)\n",
-                '        if rank >= 0:\n            return "ok"\n        self._index.clear(rank)\n',
+                "        self._names.pop(rank, None)\n        self.index.clear(rank)\n",
+                '        if rank >= 0:\n            return "ok"\n        self.index.clear(rank)\n',
             ),
         ),
         caught_by=("P13",),
