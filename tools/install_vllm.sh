@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up the environment .venv-vllm: vLLM for the CPU, Holdfast as it is in this tree, and what its tests need.
-# Locked (requirements/vllm.lock); 2.3 GB. Does nothing when it is up to date. Packages that vLLM names but does not
+# Locked (requirements/vllm.lock); 2.9 GB. Does nothing when it is up to date. Packages that vLLM names but does not
 # need on the CPU are left out: the CUDA build of torchvision, which PyPI has, even breaks it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
