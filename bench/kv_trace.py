@@ -249,10 +249,15 @@ def show(rows: list[dict[str, Any]]) -> None:
     print("concurrency | mode | hit rate | TTFT mean, p50, p99 (s) | tokens/s | ITL mean (ms) | busiest/mean")
     print("--- | --- | --- | --- | --- | --- | ---")
     for row in rows:
-        print(
-            f"{row['concurrency']} | {row['mode']} | {row['hit']:.1%} | {row['ttft_mean']:.2f}, {row['ttft_p50']:.2f}, "
-            f"{row['ttft_p99']:.2f} | {row['rate']:.0f} | {row['itl'] * 1e3:.1f} | {row['balance']:.2f}"
-        )
+        print(line(row))
+
+
+def line(row: dict[str, Any]) -> str:
+    """Return one row of the table."""
+    return (
+        f"{row['concurrency']} | {row['mode']} | {row['hit']:.1%} | {row['ttft_mean']:.2f}, {row['ttft_p50']:.2f}, "
+        f"{row['ttft_p99']:.2f} | {row['rate']:.0f} | {row['itl'] * 1e3:.1f} | {row['balance']:.2f}"
+    )
 
 
 def main() -> None:
@@ -278,7 +283,7 @@ def main() -> None:
     with multiprocessing.Pool(arguments.processes) as pool:
         for row in pool.imap(simulate, tasks):
             rows.append(row)
-            print(f"{row['mode']} at {row['concurrency']}: {row['cpu']:.0f} s of CPU", file=sys.stderr, flush=True)
+            print(f"{line(row)} | {row['cpu']:.0f} s of CPU", file=sys.stderr, flush=True)
     show(rows)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1))
