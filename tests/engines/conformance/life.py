@@ -128,7 +128,7 @@ async def canary(run: Recorder) -> dict[str, Any]:
 
 @check("64 concurrent streams: all complete, each with its own text; submit never blocks")
 async def many_streams(run: Recorder) -> dict[str, Any]:
-    count, length = run.subject.streams, 6
+    count, length = run.subject.streams, 4
     requests = [run.request(f"{number} is a number and", length) for number in range(count)]
     few = await run.generate(requests[0]) + await run.generate(requests[1])
     clock = asyncio.get_running_loop().time

@@ -65,8 +65,9 @@ async def context_end(run: Recorder) -> dict[str, Any]:
 @check("more sequences than KV memory: all complete, or end as abort or refusal; the engine goes on")
 async def out_of_memory(run: Recorder) -> dict[str, Any]:
     info = run.info
-    each = info.context_length // 2
-    count = info.total_kv_blocks * info.block_size // each + 3
+    each, count = info.context_length // 2, 2 * info.total_kv_blocks * info.block_size // info.context_length + 3
+    if run.subject.kv_per_seat:
+        each, count = info.context_length // 4, info.max_num_seqs + 4
     share = min(16, each // 4)
     keys, refused = [], 0
     for number in range(count):

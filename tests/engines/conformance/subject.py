@@ -58,6 +58,8 @@ class Subject:
     """Greedy answers are the same alone and beside others."""
     reports_kv: bool = True
     """`EngineLoad.kv_used_blocks` moves while something runs."""
+    kv_per_seat: bool = False
+    """KV memory is set aside whole for each seat, so that seats run out before memory does."""
     canary_checks: tuple[str, ...] = ()
     """Keys that the canary payload of its class must have, beside the common ones."""
     packages: tuple[str, ...] = ()

