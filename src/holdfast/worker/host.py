@@ -29,18 +29,18 @@ from holdfast.base.errors import (
     StreamIncomplete,
     UnsupportedFeature,
     WorkerDraining,
-    WorkerSaturated,
 )
 from holdfast.base.ids import SequenceKey
-from holdfast.engines.contract import Engine, EngineInfo, EngineLoad, GenerateRequest, LoadProgress, SequenceStep
+from holdfast.engines.contract import Engine, EngineInfo, GenerateRequest, LoadProgress, SequenceStep
 from holdfast.engines.handoff import KvHandoff, verify
 from holdfast.kv.events import KvEvent
-from holdfast.requests.leases import Lease, LeaseBook
+from holdfast.requests.leases import LeaseBook
 from holdfast.runtime.discovery.contract import InstanceState
 from holdfast.runtime.streams import IncomingCall, ServerConnection, TokenItem
 from holdfast.wire.frames import Load, Progress
 from holdfast.worker.calls import Calls, CallStory
 from holdfast.worker.offer import Offer
+from holdfast.worker.sequence import Sequence, check_room, load_frame, logprob_tuples
 
 log = logging.getLogger(__name__)
 
@@ -53,23 +53,6 @@ _REQUEST = msgspec.msgpack.Decoder(GenerateRequest)
 _encode = msgspec.msgpack.Encoder().encode
 HOLD = 60.0
 """Seconds for which the blocks of a hand-off are kept, unless the setting says otherwise."""
-
-
-class _Sequence:
-    """One accepted call."""
-
-    __slots__ = ("call", "deadline", "held", "key", "lease", "prefills", "story")
-
-    def __init__(self, key: SequenceKey, call: IncomingCall, lease: Lease, story: CallStory, *, prefills: bool):
-        self.story = story
-        self.prefills = prefills
-        """It is a prefill leg."""
-        self.held = False
-        """Its prompt is computed, and its blocks are kept for a decode worker."""
-        self.key = key
-        self.call = call
-        self.lease = lease
-        self.deadline: asyncio.TimerHandle | None = None
 
 
 class EngineHost:
@@ -115,7 +98,7 @@ class EngineHost:
         self.death: HoldfastError | None = None
         self._on_dead = on_dead
         self._on_kv_events = on_kv_events
-        self._sequences: dict[SequenceKey, _Sequence] = {}
+        self._sequences: dict[SequenceKey, Sequence] = {}
         self._adapted: dict[SequenceKey, str] = {}
         """Adapters of those that use one."""
         self._next_key = 1
@@ -183,7 +166,7 @@ class EngineHost:
             self.in_flight,
             p.tokens_after_cancel + self._late_tokens,
         )
-        return progress, _load(q)
+        return progress, load_frame(q)
 
     def announce_canary(self, request_id: str, begins: bool) -> None:
         """Tell which request is the worker's own (a `health.probe.Announce`): it is no user's and needs no seat."""
@@ -223,7 +206,7 @@ class EngineHost:
     def _submit(self, call: IncomingCall, *, prefills: bool) -> SequenceKey:
         self._check_open()
         if call.headers.request_id not in self._canaries:
-            self._check_room(prefills=prefills)
+            check_room(self.engine.role, self.in_flight + self.held, self.limit, prefills=prefills)
         try:
             request = _REQUEST.decode(call.payload)
         except msgspec.DecodeError as error:
@@ -250,30 +233,10 @@ class EngineHost:
         if stage != "ready":
             raise EngineFailed(f"The engine of this worker is not ready but {self.state}.")
 
-    def _check_room(self, *, prefills: bool) -> None:
-        """Raise unless a user's sequence of that kind may come in."""
-        if self.engine.role == "prefill" and not prefills:
-            raise WorkerSaturated(
-                "This worker computes prompts only and takes no streams.",
-                layer="worker",
-                knob="DYN_DISAGGREGATION_MODE",
-                threshold=0,
-                actual=self.in_flight,
-            )
-        in_hand = self.in_flight + self.held
-        if in_hand >= self.limit:
-            raise WorkerSaturated(
-                f"{in_hand} sequences are in flight here; the limit is {self.limit} (DYN_ENGINE_REQUEST_LIMIT).",
-                layer="worker",
-                knob="DYN_ENGINE_REQUEST_LIMIT",
-                threshold=self.limit,
-                actual=in_hand,
-            )
-
     def _accept(self, key: SequenceKey, call: IncomingCall, story: CallStory, *, prefills: bool) -> None:
         canary = call.headers.request_id in self._canaries
         book = self._canary_leases if canary else self.leases
-        sequence = _Sequence(key, call, book.take("stream"), story, prefills=prefills)
+        sequence = Sequence(key, call, book.take("stream"), story, prefills=prefills)
         self._sequences[key] = sequence
         if not canary:
             self._idle.clear()
@@ -292,7 +255,7 @@ class EngineHost:
 
     # what ends a sequence
 
-    def _forget(self, sequence: _Sequence) -> bool:
+    def _forget(self, sequence: Sequence) -> bool:
         """Give everything back; returns False when that was done before."""
         if self._sequences.pop(sequence.key, None) is None:
             return False
@@ -305,7 +268,7 @@ class EngineHost:
             self._idle.set()
         return True
 
-    def _stopped(self, sequence: _Sequence, reason: str) -> None:
+    def _stopped(self, sequence: Sequence, reason: str) -> None:
         """The caller stopped, killed or is lost; or it does not need what was kept for it any more."""
         if self._forget(sequence):
             self.engine.cancel(sequence.key)
@@ -313,14 +276,14 @@ class EngineHost:
             sequence.call.end(finish)
             self.calls.ended(sequence.story, finish, None, reason)
 
-    def _expire(self, sequence: _Sequence) -> None:
+    def _expire(self, sequence: Sequence) -> None:
         bound = sequence.call.headers.remaining_ms / 1e3
         error = DeadlineExceeded(
             f"The time left for the request when it came here, {bound:g} s, is over.", stage="total", threshold=bound
         )
         self._break_off(sequence, error)
 
-    def _break_off(self, sequence: _Sequence, error: HoldfastError) -> None:
+    def _break_off(self, sequence: Sequence, error: HoldfastError) -> None:
         """End a sequence from our side."""
         if self._forget(sequence):
             self.engine.cancel(sequence.key)
@@ -331,7 +294,7 @@ class EngineHost:
 
     def _on_steps(self, steps: list[SequenceStep]) -> None:
         batches: dict[ServerConnection, list[TokenItem]] = {}
-        finished: list[tuple[_Sequence, SequenceStep]] = []
+        finished: list[tuple[Sequence, SequenceStep]] = []
         for step in steps:
             sequence = self._sequences.get(step.key)
             if sequence is None:
@@ -342,7 +305,7 @@ class EngineHost:
                 story.tokens += len(step.tokens)
                 if not story.first_token:
                     story.first_token = self.calls.clock()
-                item = TokenItem(sequence.call, step.index, step.tokens, _logprobs(step))
+                item = TokenItem(sequence.call, step.index, step.tokens, logprob_tuples(step))
                 connection = sequence.call.connection
                 batch = batches.get(connection)
                 if batch is None:
@@ -371,7 +334,7 @@ class EngineHost:
             for sequence in [s for s in self._sequences.values() if id(s.call) in calls]:
                 self._break_off(sequence, broken)
 
-    def _finish(self, sequence: _Sequence, step: SequenceStep) -> None:
+    def _finish(self, sequence: Sequence, step: SequenceStep) -> None:
         if sequence.prefills and step.handoff is not None and step.finish == "stop":
             self._hand_over(sequence, step.handoff)
             return
@@ -385,7 +348,7 @@ class EngineHost:
         sequence.call.end(step.finish or "stop", error, step.cached_tokens, sequence.story.tokens)
         self.calls.ended(sequence.story, step.finish or "stop", error)
 
-    def _hand_over(self, sequence: _Sequence, handoff: KvHandoff) -> None:
+    def _hand_over(self, sequence: Sequence, handoff: KvHandoff) -> None:
         """Tell the caller where the blocks are, and let the engine keep them while it wants them."""
         if sequence.held or sequence.key not in self._sequences:
             return
@@ -401,7 +364,7 @@ class EngineHost:
         except HoldfastError as error:
             self._break_off(sequence, error)
 
-    def _let_go(self, sequence: _Sequence) -> None:
+    def _let_go(self, sequence: Sequence) -> None:
         why = f"The blocks of a hand-off were kept for {self.hold:g} s (DYN_PREFILL_HOLD_SECS) and nobody let them go."
         self._break_off(sequence, HandoffLost(why, knob="DYN_PREFILL_HOLD_SECS", threshold=self.hold))
 
@@ -457,14 +420,3 @@ class EngineHost:
         if self.death is None:
             self._stage = "stopped"
         await self.engine.close()
-
-
-def _load(one: EngineLoad) -> Load:
-    ranks = tuple(_load(rank) for rank in one.ranks)
-    return Load(one.running, one.waiting, one.kv_used_blocks, one.kv_total_blocks, one.prefill_tokens, ranks)
-
-
-def _logprobs(step: SequenceStep) -> list[tuple[float, list[tuple[int, float]]]] | None:
-    if step.logprobs is None:
-        return None
-    return [(one.logprob, list(one.top)) for one in step.logprobs]
