@@ -22,8 +22,8 @@ NAMES = {"llamacpp": "llama.cpp", "vllm": "vLLM", "sglang": "SGLang", "trtllm": 
 MARKS = {"passed": "yes", "failed": "**no**", "not applicable": "-"}
 NEVER = "never"
 NO_GPU = (
-    "**Nothing on this page ran on a GPU.** {names} ran for real, with real weights, on a CPU; what a GPU changes (other "
-    "kernels, CUDA graphs, bf16, several devices, RDMA transfers) is not covered."
+    "**Nothing on this page ran on a GPU.** {names} ran for real, with real weights, on a CPU; what a GPU changes "
+    "(other kernels, CUDA graphs, bf16, several devices, RDMA transfers) is not covered."
 )
 NO_TRTLLM = (
     "**TensorRT-LLM itself has never run with Holdfast, on no hardware.** Its adapter ran against a stand-in that "
