@@ -187,7 +187,11 @@ def test_words_and_environment() -> None:
             words_of(wrong)
     environ = {"VLLM_CPU_OMP_THREADS_BIND": "0-3"}
     prepare_environment(VllmConfig(model="m"), "aggregated", environ)
-    assert environ == {"VLLM_CPU_OMP_THREADS_BIND": "0-3", "VLLM_NO_USAGE_STATS": "1"}
+    assert environ == {
+        "VLLM_CPU_OMP_THREADS_BIND": "0-3",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
     prepare_environment(VllmConfig(model="m"), "prefill", environ)
     assert environ["VLLM_NIXL_SIDE_CHANNEL_HOST"] == "127.0.0.1"
     assert int(environ["VLLM_NIXL_SIDE_CHANNEL_PORT"]) > 0

@@ -26,6 +26,9 @@ _PORT = "VLLM_NIXL_SIDE_CHANNEL_PORT"
 _HOST = "VLLM_NIXL_SIDE_CHANNEL_HOST"
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 """Unless they are set: nothing is reported to anybody; threads are not pinned, so that workers share a machine."""
+_ALWAYS = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+"""Processes that are forked from one with threads may hang, and do not show the mark by which they are found
+(`engines.orphans`): /proc has the environment that a program was started with."""
 
 
 def words_of(config: VllmConfig) -> list[str]:
@@ -43,7 +46,8 @@ def words_of(config: VllmConfig) -> list[str]:
 
 
 def prepare_environment(config: VllmConfig, role: Role, environ: MutableMapping[str, str]) -> None:
-    """Set the variables that vLLM and its processes read, unless they are set."""
+    """Set the variables that vLLM and its processes read; most of them unless they are set."""
+    environ.update(_ALWAYS)
     for name, value in _ENVIRONMENT.items():
         environ.setdefault(name, value)
     if transfers(config, role):
