@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from holdfast.base.errors import InvalidRequest
+from holdfast.engines.contract import GenerateRequest, Sampling, StopRules
 from holdfast.frontend.answers import Answer, StreamedAnswer
 from holdfast.local.rolling import Rolling
 from holdfast.openai.encode import DONE
@@ -23,7 +24,10 @@ from holdfast.runtime.inhibition import Inhibition
 from holdfast.runtime.pool import WorkerPool
 from holdfast.runtime.server import WorkerServer
 from holdfast.sim.engine import SimEngine
-from holdfast.sim.plan import Shape
+from holdfast.sim.history import History, Sequence
+from holdfast.sim.oracles import p06
+from holdfast.sim.oracles.facts import facts_of
+from holdfast.sim.plan import Plan, Shape
 from holdfast.sim.universe import run_universe
 from holdfast.worker.host import EngineHost
 
@@ -222,3 +226,27 @@ def test_a_planted_mistake_is_noticed(
 def test_the_same_universes_are_quiet_without_it(shape: Shape) -> None:
     for seed in range(3):
         assert [str(v) for v in run_universe(seed, shape).violations] == []
+
+
+@pytest.mark.parametrize(("arrived", "found"), [((2, 1), []), ((1, 2), ["a mistake was tried again"])], ids=str)
+def test_a_mistake_is_tried_again_only_by_an_attempt_that_was_made_later(
+    arrived: tuple[int, int], found: list[str]
+) -> None:
+    """A slow worker read the first attempt after another one had refused the second (seed 10013)."""
+    request = GenerateRequest(
+        request_id="x", model="m", prompt_ids=b"", sampling=Sampling(), stop=StopRules(max_tokens=8)
+    )
+    sequences = [
+        Sequence(
+            f"worker-{number}",
+            1,
+            "r1",
+            msgspec.structs.replace(request, attempt=number),
+            at,
+            ending="refused",
+            error="invalid_request",
+        )
+        for at, number in enumerate(arrived)
+    ]
+    facts = facts_of(History(sequences=sequences), Plan(Shape(), "mixed", (), ()))
+    assert [violation.what for violation in p06.check(facts)] == found

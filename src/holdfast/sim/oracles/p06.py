@@ -5,7 +5,8 @@ engine took a sequence of it. Excused is a sequence whose acceptance the fronten
 failed on the way (a fault of the transport) before the worker's word arrived.
 
 No engine is given a sequence again that an engine has refused as a mistake, unless that word was lost on the way, or
-both legs of a rendezvous had it at once.
+both legs of a rendezvous had it at once. An earlier attempt that only arrives later, at a worker too slow to read it,
+was not given again.
 
 A mistake (``valid`` is false) must be answered with a status from 400 to 499, unless its client left or its frontend
 was gone, full or leaving; it may have reached an engine, which must have refused it.
@@ -53,7 +54,7 @@ def _again(facts: Facts, lost: set[tuple[str, int, int]]) -> Iterator[Violation]
     for sequence in facts.sequences:
         key = (sequence.label, sequence.request.choice)
         twin = sequence.request.handoff is not None and refused.get(key) == sequence.request.attempt
-        if key in refused and not twin:
+        if key in refused and not twin and sequence.request.attempt >= refused[key]:
             where = {"call": sequence.label, "worker": sequence.worker, "attempt": sequence.request.attempt}
             yield Violation("P6", "a mistake was tried again", where)
         if (
