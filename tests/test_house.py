@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCES = sorted((ROOT / "src" / "holdfast").rglob("*.py"))
 LONG = 400
 LONGEST = 450
-LONG_FILES = 3
+LONG_FILES = 6
 """Files are around 200 lines and rarely over 400: so many may be, and none over 450."""
 
 CLOCKS = {"time.time", "time.monotonic", "time.perf_counter", "time.time_ns", "time.monotonic_ns", "time.sleep"}
@@ -39,6 +39,7 @@ CLOCKS_ALLOWED = {
 TASKS_ALLOWED = {
     "cli/serve.py": "one wait that is raced against the supervisor's task, awaited or cancelled in place",
     "engines/driven.py": "a task per sequence and the adapter's helpers, held until their end and cancelled by close",
+    "engines/mock/rendezvous.py": "a connection per leg that waits, held until its end and cancelled by close",
     "engines/simple.py": "a generator per sequence, held until its end and cancelled by close",
     "local/cluster.py": "the supervisor's task lives as long as an async context manager, which awaits it",
     "runtime/api.py": "the program's main is raced against a signal, both are awaited or cancelled in place",

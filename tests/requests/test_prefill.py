@@ -540,3 +540,59 @@ async def test_choices_have_legs_of_their_own() -> None:
         decode.accept().emit(LENGTH).end("length")
     await client.done()
     assert fleet.leases() == {}
+
+
+@virtual
+async def test_a_decode_worker_that_computes_no_prompts_waits_for_a_prefill_worker() -> None:
+    fleet = Split(prefill=1, decode=1, both={"handoff_phase": "rendezvous"})
+    prefill = fleet.named("p1")
+    client = fleet.start(length=LENGTH, wait=10.0)
+    await settle()
+    fleet.decodes[-1].accept()
+    fleet.legs[-1].accept()
+    prefill.die()
+    await settle()
+    fleet.decodes[-1].refuse(NoWorkers("one half only"))
+    await later(1.0)
+    assert client.sink.endings == []
+    prefill.restart()
+    await later(1.0)
+    fleet.legs[-1].accept().end("stop")
+    await finish(fleet, client)
+
+
+@virtual
+async def test_where_nobody_computes_prompts_the_wait_is_bounded() -> None:
+    fleet = Split(prefill=1, decode=1, both={"handoff_phase": "rendezvous"})
+    client = fleet.start(length=LENGTH, wait=4.0)
+    await settle()
+    fleet.decodes[-1].accept()
+    fleet.legs[-1].accept()
+    fleet.named("p1").die()
+    await settle()
+    fleet.decodes[-1].refuse(NoWorkers("one half only"))
+    ending = await client.done(20.0)
+    assert isinstance(ending.error, NoWorkers)
+    assert "decode workers cannot" in ending.error.message
+    assert fleet.leases() == {}
+
+
+@virtual
+async def test_hand_offs_that_always_fail_come_to_an_end() -> None:
+    fleet = Split(prefill=1, decode=1)
+    client = fleet.start(length=LENGTH, wait=3.0)
+    for _ in range(200):
+        await later(0.1)
+        if client.sink.endings:
+            break
+        last = fleet.attempts[-1]
+        if last.over:
+            continue
+        if last.endpoint == "prefill" and not last.accepted:
+            last.accept().hand_over()
+        elif last.endpoint == "generate":
+            last.refuse(HandoffMismatch("x") if last.request.handoff is not None else NoWorkers("one half only"))
+    ending = await client.done()
+    assert isinstance(ending.error, NoWorkers)
+    assert len(fleet.legs) <= 5
+    assert fleet.leases() == {}

@@ -5,11 +5,15 @@ style ``rendezvous``, under way), or nothing, and then the decode worker compute
 to another prefill worker, within the budget of repeated attempts, or to the decode worker; `DYN_ENFORCE_DISAGG` turns
 the second into a typed error. A leg whose decode worker did not take the stream is kept for the next one.
 
+Some decode workers cannot compute prompts (SGLang's); they refuse one with `NoWorkers`. From then on the stream waits,
+within the bound of every wait for a worker, for a prefill worker.
+
 Runs in the stream's own task, so that no leg outlives its stream. Must never touch tokens.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
@@ -30,7 +34,10 @@ log = logging.getLogger(__name__)
 TRIES = 3
 """Prefill workers that one attempt asks at most."""
 HANDOFFS = 3
-"""Hand-offs that may fail under one stream where its decode workers must not compute prompts."""
+"""Hand-offs that may fail under one stream; afterwards it asks for no other."""
+LOOK_AGAIN = 0.25
+"""Seconds between two looks for a prefill worker where nobody else computes prompts."""
+_PASSING: tuple[Reason, ...] = ("no_prefill_worker", "saturated", "failed")
 _WHY: dict[Reason, str] = {
     "no_prefill_worker": "none is usable",
     "incompatible": "none fits the decode worker (engine, KV transfer protocol)",
@@ -50,7 +57,7 @@ class Prefilling:
         services: of the process.
     """
 
-    __slots__ = ("_avoid", "_failed_handoffs", "_generation", "_last", "_leg", "_local", "_services")
+    __slots__ = ("_avoid", "_dependent", "_failed_handoffs", "_generation", "_last", "_leg", "_local", "_services")
 
     def __init__(self, generation: Generation, services: Services):
         self._generation, self._services = generation, services
@@ -59,13 +66,17 @@ class Prefilling:
         self._local: Reason | None = None
         """Why the next attempt computes the prompt itself."""
         self._avoid: set[tuple[str, int]] = set()
+        self._dependent = False
+        """A decode worker has said that it computes no prompts."""
         self._failed_handoffs = 0
         self._last: HoldfastError | None = None
 
     def expect(self) -> None:
         """Say in the stream's need whether its next decode worker will find the prompt computed."""
         need, prefills = self._generation.need, self._services.prefills
-        if need.suspicion.suspect and self._local is None:
+        if self._failed_handoffs >= HANDOFFS and self._local is None:
+            self._local = "handoff"  # it would go on like this
+        if need.suspicion.suspect and self._local is None and not self._dependent:
             self._drop("suspect")
             self._local = "suspect"
         if self._leg is not None and self._leg.lost_at:
@@ -90,17 +101,29 @@ class Prefilling:
         reason = self._local or prefills.keeps_local(need, placed)
         if reason is None:
             reason = await self._compute(placed)
+        if self._dependent and reason in _PASSING:
+            reason = await self._wait(placed, reason)
         if reason == "remote":
             return self._leg
-        if prefills.settings.enforce_disagg and reason not in ("short", "cached"):
+        if (prefills.settings.enforce_disagg or self._dependent) and reason not in ("short", "cached"):
             self._services.observer.prefill_decided(self._generation, reason)
             raise self._refusal(reason)
-        if need.remote or (reason == "suspect" and self._local is None):
+        if need.remote or (reason == "suspect" and self._local is None and not self._dependent):
             need.remote, self._local = True, reason
             return None
         self._decided(reason)
         self._local = None
         return None
+
+    async def _wait(self, placed: Placed, reason: Reason) -> Reason:
+        """Wait for a prefill worker, since nobody else computes prompts; returns what came of it."""
+        loop, bound = self._generation.loop, self._generation.plan.deadlines.wait
+        until = loop.time() + bound
+        while reason in _PASSING and loop.time() < until:
+            await asyncio.sleep(LOOK_AGAIN)
+            self._avoid.clear()
+            reason = await self._compute(placed)
+        return reason
 
     async def _compute(self, placed: Placed) -> Reason:
         """Let a prefill worker compute the prompt; afterwards the leg is kept here."""
@@ -113,7 +136,7 @@ class Prefilling:
             if await self._one(found):
                 self._decided("remote")
                 return "remote"
-            if self._generation.need.suspicion.suspect:
+            if self._generation.need.suspicion.suspect and not self._dependent:
                 return "suspect"
         return "failed"
 
@@ -150,7 +173,7 @@ class Prefilling:
         total = prefills.settings.prefill_timeout
         if "first_token" in bounds.by_header and bounds.first_token:
             total = min(total or bounds.first_token, bounds.first_token)
-        local = not prefills.settings.enforce_disagg
+        local = not (prefills.settings.enforce_disagg or self._dependent)
         hedged = local or prefills.others(self._generation.need, placed.worker, self._avoid)
         if hedged and bounds.accept_hedge:
             return bounds.accept_hedge, total, bounds.knob("accept_hedge")
@@ -199,7 +222,7 @@ class Prefilling:
         last = f"; the last one said {self._last.code}: {self._last.message.rstrip('.')}" if self._last else ""
         return NoWorkers(
             f"No prefill worker of model '{model}' computed the prompt ({_WHY.get(reason, reason)}{last}), and decode "
-            "workers may not (DYN_ENFORCE_DISAGG).",
+            f"workers {'cannot' if self._dependent else 'may not (DYN_ENFORCE_DISAGG)'}.",
             model=model,
             knob="DYN_ENFORCE_DISAGG",
             reason=reason,
@@ -212,6 +235,7 @@ class Prefilling:
         """An attempt is over; ``error`` None: so is the stream. Its leg goes too, unless it may be used again."""
         leg = self._leg
         if leg is None:
+            self._dependent |= isinstance(error, NoWorkers) and not attempt.accepted
             return
         if leg.rendezvous and leg.result.done():
             failure = leg.result.result()
@@ -223,7 +247,7 @@ class Prefilling:
             self._generation.driver.begun()  # its prefill worker may have taken it: nobody has said that it did not
         if isinstance(error, HandoffFault):
             self._failed_handoffs += 1
-            enforced = self._services.prefills.settings.enforce_disagg
+            enforced = self._dependent or self._services.prefills.settings.enforce_disagg
             self._local = "handoff" if not enforced or self._failed_handoffs >= HANDOFFS else None
         elif error is not None and attempt.accepted and attempt.base == self._generation.count and _blames(error):
             self._local = "handoff"  # whatever ailed that engine, the next one shall not begin like this

@@ -17,6 +17,7 @@ from holdfast.sim.tape import Tape
 
 if TYPE_CHECKING:
     from holdfast.sim.cluster import SimCluster
+    from holdfast.sim.history import History
     from holdfast.sim.hosts import Host
     from holdfast.sim.plan import Plan
     from holdfast.sim.world import World
@@ -27,6 +28,7 @@ MORE_WORKERS = 2
 """That a split universe has: a part of three would be too small to lose anybody."""
 HOLD = 6.0
 """Seconds for which a prefill worker keeps blocks that nobody lets go."""
+SILENCING = ("freeze", "slow", "partition", "delay", "power-loss")
 ROUND_TRIP = 0.002
 """Seconds between the two ends of a rendezvous."""
 
@@ -115,6 +117,12 @@ def idle(plan: Plan, worker: str) -> bool:
     """Return whether a worker gets none of the probes: they are shorter than what it is for."""
     split = plan.split
     return split is not None and split.local > 0 and split.role(worker) == "prefill"
+
+
+def kept_for(plan: Plan, history: History, now: float) -> float:
+    """Return for how long a prefill worker may still keep blocks for a frontend that fell silent lately."""
+    silent = any(fault.kind in SILENCING and fault.until >= now - HOLD for fault in history.fired)
+    return HOLD if plan.split is not None and silent else 0.0
 
 
 def spoil(cluster: SimCluster, split: Split) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from holdfast.sim.bulk import NARROW
 from holdfast.sim.caches import difference
 from holdfast.sim.cluster import SimCluster
-from holdfast.sim.disagg import idle, spoil
+from holdfast.sim.disagg import idle, kept_for, spoil
 from holdfast.sim.history import History, View, Violation
 from holdfast.sim.nemesis import Nemesis
 from holdfast.sim.oracles import check_all
@@ -173,7 +173,7 @@ class Universe:
         until = loop.time() + CONVERGE_BOUND
         if await self._until(self._all_in_use, CONVERGE_BOUND) and await self._probe(until):
             history.converged = loop.time()
-        await self._until(self._at_rest, REST)
+        await self._until(self._at_rest, REST + kept_for(self.plan, history, loop.time()))
         await asyncio.sleep(_POLL)
         if self.plan.kv_events:
             await self._until(self._caches_known, CACHE_BOUND)

@@ -176,7 +176,7 @@ BUGS = (
                 "worker.host",
                 """
 -        if call.headers.request_id not in self._canaries:
--            self._check_room(prefills=prefills)
+-            check_room(self.engine.role, self.in_flight + self.held, self.limit, prefills=prefills)
          try:
 """,
             ),
@@ -185,7 +185,7 @@ BUGS = (
                 """
          self.engine.submit(key, request)
 +        if call.headers.request_id not in self._canaries:
-+            self._check_room(prefills=prefills)
++            check_room(self.engine.role, self.in_flight + self.held, self.limit, prefills=prefills)
 """,
             ),
         ),
