@@ -89,7 +89,7 @@ def _fingerprint(api: Api, config: TrtllmConfig, directory: ModelDirectory) -> s
     """Equal names promise equal arithmetic on GPUs of one kind; the kind is not looked at."""
     parts = (
         "trtllm", api.version, directory.architecture, directory.dtype, directory.quantization,
-        " ".join(sorted(file.name for file in directory.weights.files)), str(directory.weights.bytes), str(config.tensor_parallel_size), str(config.pipeline_parallel_size),
-        config.override_engine_args,
+        " ".join(sorted(file.name for file in directory.weights.files)), str(directory.weights.bytes),
+        str(config.tensor_parallel_size), str(config.pipeline_parallel_size), config.override_engine_args,
     )  # fmt: skip
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]

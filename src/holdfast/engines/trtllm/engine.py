@@ -17,7 +17,6 @@ from typing import Any
 from holdfast.base.errors import (
     ContextLengthExceeded,
     EngineFailed,
-    HandoffLost,
     HoldfastError,
     InvalidRequest,
     UnsupportedFeature,
@@ -34,7 +33,7 @@ from holdfast.engines.trtllm.arguments import engine_arguments
 from holdfast.engines.trtllm.config import TrtllmConfig
 from holdfast.engines.trtllm.describe import describe, ranks_of
 from holdfast.engines.trtllm.kv_events import EventReader
-from holdfast.engines.trtllm.outputs import Reader
+from holdfast.engines.trtllm.outputs import Reader, lost_or_failed
 from holdfast.engines.trtllm.sampling import refuse, sampling_params
 from holdfast.engines.trtllm.stats import RankStats, load_of, read_stats
 from holdfast.kv.events import AllBlocksCleared, KvEvent
@@ -179,6 +178,8 @@ class TrtllmEngine(Adapters, DrivenEngine):
                 said = reader.read(result)
                 if said is not None:
                     yield said
+        except self.api.RequestError as error:
+            raise lost_or_failed(attempt, _words(error)) from error
         finally:
             self._results.pop(attempt.key, None)
             if not result.finished and self.dead is None:
@@ -222,8 +223,6 @@ class TrtllmEngine(Adapters, DrivenEngine):
         fatal = self._fatal()
         if fatal is not None:
             return EngineFailed(f"TensorRT-LLM has failed for good: {_words(fatal)}", engine_died=True)
-        if isinstance(error, self.api.RequestError) and "transfer" in str(error).lower():
-            return HandoffLost(f"The KV blocks did not arrive: {_words(error)}")
         return EngineFailed(f"TensorRT-LLM failed on the request: {type(error).__name__}: {_words(error)}")
 
     def is_death(self, error: Exception) -> bool:

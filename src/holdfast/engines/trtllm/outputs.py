@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from holdfast.base.errors import EngineFailed
+from holdfast.base.errors import EngineFailed, HandoffLost, HoldfastError
 from holdfast.engines.attempt import Attempt, Output
 from holdfast.engines.contract import Finish, TokenLogprob
 from holdfast.engines.trtllm.handover import PROTOCOL, pack
@@ -21,6 +21,13 @@ _FINISH: dict[str | None, Finish] = {
     "not_finished": "length",
     None: "abort",
 }
+
+
+def lost_or_failed(attempt: Attempt, why: str) -> HoldfastError:
+    """Return what the failure of a request means: before a decode leg has said anything, its blocks did not come."""
+    if attempt.handoff_pending:
+        return HandoffLost(f"The KV blocks of the hand-off did not arrive: {why}")
+    return EngineFailed(f"TensorRT-LLM failed on the request: {why}")
 
 
 class Reader:
@@ -41,7 +48,7 @@ class Reader:
         output = result.outputs[0]
         cached = int(getattr(result, "cached_tokens", 0) or 0)
         if result.finished and getattr(result, "error", None):  # newer versions say it instead of raising
-            return Output([], finish="error", error=EngineFailed(f"TensorRT-LLM failed on the request: {result.error}"))
+            return Output([], finish="error", error=lost_or_failed(self._attempt, str(result.error)))
         if self._attempt.request.leg == "prefill":
             return self._handed_over(output, cached) if result.finished else None
         tokens = list(output.token_ids[self._sent :])
