@@ -36,6 +36,9 @@ FLAGS_ALLOWED = {
 _OF_ENGINES = (
     *("--dtype", "--enforce-eager", "--block-size", "--max-model-len", "--max-num-seqs", "--tensor-parallel-size"),
     *("--data-parallel-size", "--enable-lora", "--enable-sleep-mode", "--kv-events-config", "--kv-transfer-config"),
+    *("--page-size", "--tp", "--context-length", "--dp-size", "--skip-tokenizer-init", "--enable-memory-saver"),
+    *("--max-lora-rank", "--lora-target-modules", "--enable-deterministic-inference"),
+    "--disaggregation-transfer-backend",
 )
 FLAGS_ALLOWED |= dict.fromkeys(_OF_ENGINES, "an engine's own, which the worker passes on")
 WORDS_ALLOWED = {"extra_body": "of the openai package", "model_extra": "of the openai package"}
