@@ -58,5 +58,5 @@ def record(described, request):
 async def run(described, record):
     await described.prepare()
     async with started(described) as recorder:
-        record.info = recorder.info
+        record.info, record.shared = recorder.info, recorder
         yield recorder

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from holdfast import __version__
 from holdfast.engines.contract import EngineInfo
+from tests.engines.conformance.recorder import Recorder
 from tests.engines.conformance.registry import CHECKS
 from tests.engines.conformance.subject import Subject
 
@@ -24,6 +25,8 @@ class Record:
         self._subject = subject
         self._results: dict[str, dict[str, Any]] = {}
         self.info: EngineInfo | None = None
+        self.shared: Recorder | None = None
+        """The engine that most checks have used."""
 
     def say(self, name: str, verdict: Verdict, facts: dict[str, Any] | None = None, reason: str = "") -> None:
         """Note the verdict of one check."""

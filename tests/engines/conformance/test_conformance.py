@@ -28,5 +28,7 @@ async def test_shared(run, shared_check, record):
 
 
 async def test_alone(described, lone_check, record):
+    if record.shared is not None:
+        await record.shared.engine.close()  # two engines at once may be more than the memory
     async with started(described) as run:
         await judge(lone_check, run, record)
