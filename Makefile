@@ -28,7 +28,7 @@ proof-faults: dev ## 200 of the simulation's plans against real processes, put o
 	@$(PY) -m tests.faults.campaign $(ARGS)
 
 sim: dev ## a few hundred simulated clusters with faults, every promise checked; ARGS="--limit 60"
-	@$(HOLDFAST) sim --count 340 --at-least 300 --jobs 0 $(ARGS)
+	@$(HOLDFAST) sim --count 380 --at-least 300 --jobs 0 $(ARGS)
 
 mutations: dev ## plant one bug after the other and see that the simulation notices it, put on record; goes on later
 	@$(PY) -m tests.sim.mutations --record $(ARGS)
