@@ -21,6 +21,8 @@ MARK = "HOLDFAST_ENGINE_OF"
 """``MARK=<worker's pid>-<time>`` in the environment of every process that an engine starts."""
 _KEEP_ENVIRONMENT = "SPT_NOENV"
 """Unless it is set, processes that rename themselves (setproctitle) overwrite what /proc shows of their environment."""
+_TRACKER = b"multiprocessing.resource_tracker"
+"""Belongs to the worker, not to its engine; it ends with the worker by itself."""
 _ROUNDS = 250
 _PAUSE_SECONDS = 0.02
 
@@ -50,11 +52,11 @@ class Orphans:
 
     def pids(self) -> list[int]:
         """Return the engine's processes that live."""
-        return marked(self._mark)
+        return marked(self._mark, spared=_TRACKER)
 
     def end(self) -> int:
         """Kill what is left of the engine, and let the guardian go; returns how many processes there were."""
-        killed = kill_marked(self._mark) if self._guardian is not None else 0
+        killed = kill_marked(self._mark, spared=_TRACKER) if self._guardian is not None else 0
         if os.environ.get(MARK) == self._mark:
             del os.environ[MARK]
         guardian, self._guardian = self._guardian, None
@@ -66,8 +68,8 @@ class Orphans:
         return killed
 
 
-def marked(mark: str) -> list[int]:
-    """Return the processes (this one excluded) that carry the mark."""
+def marked(mark: str, spared: bytes = b"") -> list[int]:
+    """Return the processes (this one excluded) that carry the mark, and not ``spared`` in their command line."""
     entry = f"{MARK}={mark}".encode()
     found = []
     try:
@@ -82,16 +84,24 @@ def marked(mark: str) -> list[int]:
                 present = environ.read().split(b"\0")
         except OSError:
             continue
-        if entry in present:
+        if entry in present and not (spared and spared in _command_line(name)):
             found.append(int(name))
     return found
 
 
-def kill_marked(mark: str) -> int:
-    """Kill every process that carries the mark, and those that they start meanwhile; return how many there were."""
+def _command_line(pid: str) -> bytes:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as words:  # noqa: PTH123
+            return words.read()
+    except OSError:
+        return b""
+
+
+def kill_marked(mark: str, spared: bytes = b"") -> int:
+    """Kill every process as `marked` finds them, and those that they start meanwhile; return how many there were."""
     killed: set[int] = set()
     for _ in range(_ROUNDS):
-        pids = [pid for pid in marked(mark) if not _is_zombie(pid)]
+        pids = [pid for pid in marked(mark, spared) if not _is_zombie(pid)]
         if not pids:
             break
         for pid in pids:
@@ -116,7 +126,7 @@ def main(mark: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
-    kill_marked(mark)
+    kill_marked(mark, spared=_TRACKER)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from holdfast.base.errors import (
@@ -87,7 +86,7 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
         self.llm = await _in_thread(lambda: self._load(settled))
         info = await _in_thread(lambda: describe(self.llm, self.config, self.role))
         self._follow(endpoints, info)
-        self._pids = await asyncio.to_thread(self._find_processes)
+        self._pids = tuple(await asyncio.to_thread(self._orphans.pids))
         on_load("ready", 1.0)
         return info
 
@@ -127,10 +126,6 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
             follower = Follower(rank, publish, replay, flags.TOPIC, self._events.extend)
             self.followers.append(follower)
             self.helper(follower.run(), f"vllm-kv-events-{rank}")
-
-    def _find_processes(self) -> tuple[int, ...]:
-        """Return engine cores and workers; multiprocessing's resource tracker is not needed for work."""
-        return tuple(pid for pid in self._orphans.pids() if b"resource_tracker" not in _command_line(pid))
 
     async def shut(self) -> None:
         """Stop vLLM's processes; what does not leave by itself is killed."""
@@ -291,13 +286,6 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
 
 def _shutdown(llm: Any, seconds: float) -> None:
     llm.shutdown(timeout=seconds)
-
-
-def _command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
 
 
 def _first_words(error: BaseException) -> str:
