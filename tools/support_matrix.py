@@ -21,6 +21,8 @@ ORDER = ("llamacpp", "vllm", "sglang", "trtllm", "mock")
 NAMES = {"llamacpp": "llama.cpp", "vllm": "vLLM", "sglang": "SGLang", "trtllm": "TensorRT-LLM", "mock": "mock"}
 MARKS = {"passed": "yes", "failed": "**no**", "not applicable": "-"}
 NEVER = "never"
+STREAMS = 64
+"""As the check's sentence says."""
 NO_GPU = (
     "**Nothing on this page ran on a GPU.** {names} ran for real, with real weights, on a CPU; what a GPU changes "
     "(other kernels, CUDA graphs, bf16, several devices, RDMA transfers) is not covered."
@@ -117,12 +119,18 @@ def _checks(records: list[dict[str, Any]], names: list[str], sentences: dict[str
         cells = []
         for record, name in zip(records, names, strict=True):
             result = record["checks"].get(check)
-            cells.append("?" if result is None else MARKS[result["verdict"]])
+            cells.append("?" if result is None else _mark(result))
             if result is not None and result.get("reason"):
                 reasons.append(f"* {name}, {check}: {result['reason']}.")
         rows.append([sentence, *cells])
     legend = "yes: passed; -: the engine does not claim it; **no**: failed; ?: not in its record.\n"
     return legend + "\n" + _table(["check", *names], rows) + "\n" + "\n".join(reasons) + ("\n" if reasons else "")
+
+
+def _mark(result: dict[str, Any]) -> str:
+    """Return the verdict, with the number of streams where fewer were tried than the check's name says."""
+    streams = result.get("measured", {}).get("streams", STREAMS)
+    return MARKS[result["verdict"]] + (f" ({streams})" if streams != STREAMS else "")
 
 
 def _capabilities(records: list[dict[str, Any]], names: list[str]) -> str:

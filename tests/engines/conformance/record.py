@@ -25,6 +25,8 @@ class Record:
         self._subject = subject
         self._results: dict[str, dict[str, Any]] = {}
         self.info: EngineInfo | None = None
+        self._version = ""
+        self._before: dict[str, Any] = {}
         self.shared: Recorder | None = None
         """The engine that most checks have used."""
 
@@ -47,7 +49,7 @@ class Record:
         subject, info = self._subject, self.info
         return {
             "engine": subject.name,
-            "version": info.version if info else "",
+            "version": info.version if info else self._version,
             "stand_in": subject.stand_in,
             "where": subject.where,
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -55,17 +57,26 @@ class Record:
             "python": platform.python_version(),
             "machine": f"{platform.system()} {platform.machine()}",
             "packages": {name: _version(name) for name in subject.packages},
-            "capabilities": _capabilities(info),
+            "capabilities": _capabilities(info) or self._before,
             "complete": self.complete,
             "checks": {check.name: self._results[check.name] for check in CHECKS if check.name in self._results},
         }
 
     def write(self, folder: Path) -> Path:
-        """Write ``<engine>.json`` there."""
+        """Write ``<engine>.json`` there. Of a record of the same day and version, what was not run now is kept."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self._subject.name}.json"
+        if path.exists():
+            self._keep(json.loads(path.read_text(encoding="utf-8")))
         path.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
+
+    def _keep(self, before: dict[str, Any]) -> None:
+        now = self.as_dict()
+        if all(before.get(name) == now[name] for name in ("date", "where", "packages", "stand_in")):
+            self._version = before["version"]
+            self._before = before["capabilities"]
+            self._results = {**before["checks"], **self._results}
 
 
 def _version(name: str) -> str:

@@ -29,7 +29,6 @@ SUBJECT = Subject(
     start_seconds=300.0,
     answer_seconds=60.0,
     in_flight=2,
-    streams=16,
     packages=("sglang", "torch"),
     prepare=prepare,
 )
