@@ -78,13 +78,15 @@ class World:
         return text, finish, tokens, facts, max((b - a for a, b in itertools.pairwise(since)), default=0.0)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def world(tmp_path_factory: pytest.TempPathFactory):
-    root = tmp_path_factory.mktemp("sglang")
+@contextlib.asynccontextmanager
+async def running(root: Path, flags_by_worker: tuple[tuple[str, ...], ...] = (), prefill: int = 0):
+    """Run a frontend and two workers."""
     model = await asyncio.to_thread(model_directory, "bfloat16")
     plan = ClusterPlan(
         http_ports=(free_port(),),
+        prefill_workers=prefill,
         worker_flags=("--engine", "sglang", "--model", str(model), *FLAGS.split()),
+        flags_by_worker=flags_by_worker,
         env={**ENVIRONMENT, "PYTHONPATH": str(STAND_INS), "DYN_FILE_KV": str(root / "discovery")},
         restart=RestartPolicy(first_delay=600.0, next_delay=600.0),  # a new start would only take the others' time
         stop_grace=20.0,
@@ -97,6 +99,12 @@ async def world(tmp_path_factory: pytest.TempPathFactory):
         models = (await http.get(f"{local.base_urls[0]}/v1/models")).json()["data"]
         found = World(local, models[0]["id"], root / "log")
         await found.usable(2)
+        yield found
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory: pytest.TempPathFactory):
+    async with running(tmp_path_factory.mktemp("sglang")) as found:
         yield found
 
 
@@ -139,3 +147,17 @@ async def test_a_killed_worker_leaves_none_of_sglangs_processes(world: World) ->
     assert any("scheduler" in name for name in below.values())
     os.kill(pid, signal.SIGKILL)
     await gone(*below)
+
+
+async def test_a_prompt_is_computed_by_one_worker_and_the_text_by_another(tmp_path: Path) -> None:
+    """The last test: by now the other workers have left their memory."""
+    nixl = ("--disaggregation-transfer-backend", "nixl")
+    decode = ("--disaggregation-mode=decode", *nixl, "--disaggregation-decode-retraction-backup", "cpu_tensor")
+    async with running(tmp_path, (decode, ("--disaggregation-mode=prefill", *nixl)), prefill=1) as split:
+        first, second = await split.stream(), await split.stream()
+        assert first[:3] == second[:3]
+        assert first[2] == TOKENS
+        metrics = (await http.get(f"{split.local.base_urls[0]}/metrics")).text
+        handed = [line for line in metrics.splitlines() if 'outcome="handed_over"' in line]
+        assert handed, "no prompt was handed over"
+        assert float(handed[0].rsplit(" ", 1)[1]) >= 2
