@@ -123,7 +123,7 @@ async def test_a_prefill_engine_that_died_with_the_blocks_means_computing_here(l
         os.kill(pid, signal.SIGKILL)
     # nothing is in flight there, so its worker finds out by watching the processes and asking
     async with asyncio.timeout(PATIENCE):
-        while not await is_dead(prefill):
+        while not await is_dead(prefill):  # noqa: ASYNC110  it tells nobody by itself
             await asyncio.sleep(0.05)
     assert await decode.generate(ask(ids, leg="decode", handoff=handoff)) == alone
     assert await decode.generate(ask(prompt(43), max_tokens=3))
