@@ -157,7 +157,7 @@ async def test_a_prompt_is_computed_by_one_worker_and_the_text_by_another(tmp_pa
         first, second = await split.stream(), await split.stream()
         assert first[:3] == second[:3]
         assert first[2] == TOKENS
-        metrics = (await http.get(f"{split.local.base_urls[0]}/metrics")).text
+        metrics = (await http.get(f"{split.local.base_urls[0]}/metrics")).body.decode()
         handed = [line for line in metrics.splitlines() if 'outcome="handed_over"' in line]
         assert handed, "no prompt was handed over"
         assert float(handed[0].rsplit(" ", 1)[1]) >= 2
