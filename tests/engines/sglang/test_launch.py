@@ -16,6 +16,8 @@ import pytest
 
 from holdfast.base.errors import EngineFailed
 from holdfast.base.settings import InvalidSetting
+from holdfast.engines.sglang import SglangConfig
+from holdfast.engines.sglang import engine as engine_module
 from holdfast.engines.sglang import launch as module
 from holdfast.engines.sglang.launch import Launch, Sockets, _logging_kept
 from tests.engines.sglang.harness import lives
@@ -133,3 +135,24 @@ def test_sockets_lie_in_a_directory_that_is_ours_alone():
     assert sockets.replay(1).endswith("_dp1")
     sockets.close()
     assert not Path(place).exists()
+
+
+async def test_a_death_while_it_starts_ends_the_start(monkeypatch):
+    """Its front half would wait for the scheduler's answer for ever."""
+
+    class Dying(Launch):
+        async def start(self):
+            self._loop.call_soon(self._on_death, EngineFailed("SGLang's process 7 is gone."))
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(engine_module, "Launch", Dying)
+    monkeypatch.setattr(engine_module, "locate", lambda name: Path("/m"))
+    monkeypatch.setattr(engine_module, "read_directory", lambda path: SimpleNamespace(hidden_size=1, text=None))
+    engine = engine_module.SglangEngine(SglangConfig(model="m"))
+    deaths = Deaths()
+    async with asyncio.timeout(within(5.0)):
+        with pytest.raises(EngineFailed, match="process 7"):
+            await engine.start(lambda steps: None, deaths, lambda what, share: None)
+    assert deaths.told == [], "an engine that never started does not die"
+    assert asyncio.current_task().cancelling() == 0
+    await engine.close()

@@ -69,6 +69,8 @@ class SglangEngine(Abilities, DrivenEngine):
         self._launch: Launch | None = None
         self._inbox = KvInbox(1)
         self._gauge: Gauge | None = None
+        self._booting: asyncio.Task[Any] | None = None
+        """Whoever starts this engine, until it is started."""
         self._can: sampling.Skills
 
     # ---- start and end ----
@@ -90,7 +92,8 @@ class SglangEngine(Abilities, DrivenEngine):
             self.config, str(place), self.role, events=sockets.events(), replay=sockets.replay(), port=port
         )
         on_load("starting SGLang's processes and loading the weights", 0.1)
-        self._launch = Launch(argv, self.die)
+        self._launch = Launch(argv, self._lost)
+        booting = self._booting = asyncio.current_task()
         try:
             self.engine = await self._launch.start()
             facts = await self._meet()
@@ -107,12 +110,23 @@ class SglangEngine(Abilities, DrivenEngine):
             if self.config.warm_up and self.role == "aggregated":
                 on_load("warming up", 0.9)
                 await self._warm_up(info)
-        except BaseException:
+        except BaseException as error:
+            self._booting = None
+            if self.dead is not None and booting is not None and isinstance(error, asyncio.CancelledError):
+                booting.uncancel()
+                error = self.dead
             await self._end_tasks()
             await self.shut()
-            raise
+            raise error from None
+        self._booting = None
         on_load("ready", 1.0)
         return info
+
+    def _lost(self, error: HoldfastError) -> None:
+        """A process of SGLang is gone; while it starts, nobody else would end the waiting for its answers."""
+        self.die(error)
+        if self._booting is not None:
+            self._booting.cancel()
 
     async def _meet(self) -> Facts:
         """Take over the front half: its messages are read by a task of ours, whose end is the engine's."""
