@@ -103,6 +103,9 @@ async def test_a_person_can_ask_who_is_best(site: Site) -> None:
     assert [one["worker_id"] for one in held["scores"]] == [best["worker_id"]]
     assert held["scores"][0]["device_blocks"] == best["overlap_blocks"]
     assert set(held["states"].values()) == {"exact"}
+    assert await metric(site.frontend, "dynamo_component_router_kv_event_source_mismatch_workers") == 0, (
+        "no cache there"
+    )
 
 
 async def test_a_program_can_ask_over_the_wire(site: Site) -> None:

@@ -65,7 +65,7 @@ class KvGauges:
         states: Counter[KnowledgeState] = Counter()
         for series in (self._registered, self._held, self._silence):
             series.clear()
-        workers = self._pool.all_workers()
+        workers = [worker for worker in self._pool.all_workers() if worker.record.cards]  # routers have no cache
         for worker in workers:
             states[self._knowledge.state_of(worker.instance)] += 1
         for known in self._knowledge.all_known():
