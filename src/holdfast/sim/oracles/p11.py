@@ -86,7 +86,8 @@ def _unwanted(
     if ending is not None:
         reasons.append((ending.at, "its stream had ended"))
     failed = given_up.get(attempt_of(sequence))
-    if failed is not None:
+    earlier = sequence.request.leg == "prefill" and failed is not None and failed[0] < sequence.received
+    if failed is not None and not earlier:  # a prompt may go to a later start of the same worker again
         reasons.append(failed)
     if call.ending == "left":
         reasons.append((call.ended, "its client had left"))
