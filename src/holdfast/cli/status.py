@@ -132,10 +132,10 @@ def _print(status: Status) -> None:
                 [
                     (
                         "WORKER",
-                        "ROLE",
                         "STATE",
                         "AS SEEN BY FRONTENDS",
                         "KV CACHE",
+                        "ROLE",
                         "PID",
                         "ADDRESS",
                         "ENGINE",
@@ -172,10 +172,10 @@ def _rows(status: Status) -> list[tuple[str, ...]]:
     return [
         (
             record.instance,
-            ", ".join(sorted({card.role for card in record.cards})) or "-",
             paint(record.state, state_colour(record.state)),
             ", ".join(sorted(seen.get(record.instance, {"-"}))),
             ", ".join(sorted(known.get(record.instance, {"-"}))),
+            ", ".join(sorted({card.role for card in record.cards})) or "-",
             str(record.pid or "-"),
             record.address,
             ", ".join(sorted({card.engine for card in record.cards})) or "-",
