@@ -15,7 +15,7 @@ from holdfast.engines.contract import GenerateRequest
 from holdfast.engines.trtllm import handover
 from holdfast.health.payloads import payload_for, request_of
 from tests.engines.conformance.recorder import Recorder
-from tests.engines.conformance.subjects.trtllm import SUBJECT
+from tests.engines.conformance.subjects.trtllm import STAND_IN as SUBJECT
 from tests.engines.trtllm.standin import engine
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from holdfast.engines.trtllm.kv_events import EventReader
 from holdfast.kv.events import AllBlocksCleared, BlockRemoved, BlockStored
+from tests.engines.conformance.recorder import Recorder
+from tests.engines.conformance.subjects.trtllm import STAND_IN as SUBJECT
 
 WIDE, NARROW = 4096, 512
 
@@ -87,3 +91,16 @@ def test_a_block_that_leaves_the_device_is_gone(feed):
     assert feed.say(moved) == [BlockRemoved((3,))]
     assert feed.say({"type": "updated", "block_hash": 3, "priority": {"new_value": 1, "old_value": 0}}) == []
     assert feed.say({"type": "removed", "block_hashes": [3]}) == []
+
+
+async def test_events_that_come_when_nothing_is_submitted_any_more_are_read():
+    """The package's queue of events ends when it was once empty, until the next request; the adapter reads on."""
+    run = await Recorder(SUBJECT).start()
+    try:
+        await run.one("Tell me about rivers.", 2)
+        await asyncio.sleep(0.2)
+        run.engine.take_kv_events()
+        run.engine.llm._pool.compute([*range(1000, 1016)])
+        await run.until("the late event", lambda: bool(run.engine.take_kv_events()))
+    finally:
+        await run.engine.close()

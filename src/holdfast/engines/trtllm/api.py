@@ -74,7 +74,8 @@ ARGUMENTS: dict[str, tuple[str, ...]] = {
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "RequestOutput": ("outputs", "finished", "cached_tokens", "error"),
     "CompletionOutput": ("token_ids", "logprobs", "finish_reason", "disaggregated_params"),
-    "LLM": ("_executor",),
+    "LLM": ("_executor", "args"),
+    "IterationResult": ("mark_undone",),
 }
 """Every attribute that is read."""
 

@@ -303,7 +303,7 @@ class TrtllmEngine(Adapters, DrivenEngine):
                 await self._take_stats()
 
     async def _take_stats(self) -> None:
-        async for stats in self.llm.get_stats_async(timeout=_QUEUE_SECONDS):
+        async for stats in _anew(self.llm.get_stats_async(timeout=_QUEUE_SECONDS)):
             rank, said = read_stats(stats)
             self._stats[rank] = said
             if self.closed:
@@ -311,7 +311,7 @@ class TrtllmEngine(Adapters, DrivenEngine):
 
     async def _poll_events(self) -> None:
         while self._on:
-            async for event in self.llm.get_kv_cache_events_async(timeout=_QUEUE_SECONDS):
+            async for event in _anew(self.llm.get_kv_cache_events_async(timeout=_QUEUE_SECONDS)):
                 self._events += self._reader.read(event)
                 if not self._on:
                     return
@@ -320,6 +320,14 @@ class TrtllmEngine(Adapters, DrivenEngine):
                 self._reader = EventReader(self.config.block_size)
                 self._events = [AllBlocksCleared(dp_rank=rank) for rank in range(ranks_of(self.config))]
             await asyncio.sleep(_POLL_SECONDS)
+
+
+def _anew(results: Any) -> Any:
+    """Return a queue of iterations that is read again; left alone, one that was once empty ends until a new request."""
+    mark = getattr(results, "mark_undone", None)
+    if mark is not None:
+        mark()
+    return results
 
 
 def _words(error: BaseException) -> str:
