@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from types import SimpleNamespace
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from holdfast.base.errors import EngineFailed, HandoffLost, InvalidRequest, ModelNotFound, NoWorkers, UnsupportedFeature
+from holdfast.base.errors import (
+    Conflict,
+    EngineFailed,
+    HandoffLost,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    NoWorkers,
+    UnsupportedFeature,
+)
+from holdfast.engines.abilities import Adapter
 from holdfast.engines.contract import (
     Capabilities,
     EngineInfo,
@@ -198,6 +210,89 @@ async def test_unknown_adapters_and_ranks_are_refused(stage):
             stage.engine.submit(1, ask(extra={"data_parallel_rank": rank}))
     with pytest.raises(UnsupportedFeature):
         stage.engine.submit(1, ask(leg="prefill"))
+
+
+class Manager:
+    """SGLang's tokenizer manager, as far as adapters, pauses, memory and the cache go; notes what it is asked."""
+
+    def __init__(self):
+        self.asked = []
+        self.answer = SimpleNamespace(success=True, error_message="", message="")
+
+    def __getattr__(self, name):
+        async def ask(request=None):
+            self.asked.append((name, vars(request) if request is not None else {}))
+            return self.answer
+
+        return ask
+
+
+@pytest.fixture
+def manager(stage, monkeypatch):
+    names = (
+        "LoadLoRAAdapterReqInput", "UnloadLoRAAdapterReqInput", "PauseGenerationReqInput", "ContinueGenerationReqInput",
+        "ReleaseMemoryOccupationReqInput", "ResumeMemoryOccupationReqInput",
+    )  # fmt: skip
+    module = SimpleNamespace(**dict.fromkeys(names, SimpleNamespace))
+    for name in ("sglang", "sglang.srt", "sglang.srt.managers"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, "sglang.srt.managers.io_struct", module)
+    monkeypatch.setattr("holdfast.engines.sglang.abilities.locate", lambda path, what: Path(path))
+    monkeypatch.setattr("holdfast.engines.sglang.abilities.read_adapter", lambda path, **bounds: None)
+    engine = stage.engine
+    engine.manager, engine.hidden_size = Manager(), 8
+    engine.server_args.enable_lora = engine.server_args.enable_memory_saver = True
+    engine.server_args.max_lora_rank = 16
+    return engine.manager
+
+
+async def test_adapters_come_are_used_and_go(stage, manager):
+    engine, cat = stage.engine, Adapter("cat", "/cat")
+    await engine.load_adapter(cat)
+    assert engine.adapters() == (cat,)
+    with pytest.raises(Conflict):
+        await engine.load_adapter(cat)
+    engine.submit(1, ask(lora="cat"))
+    await stage.ends()
+    assert engine.engine.calls[0][3]["lora_path"] == "cat"
+    await engine.unload_adapter("cat")
+    assert engine.adapters() == ()
+    assert manager.asked == [
+        ("load_lora_adapter", {"lora_name": "cat", "lora_path": "/cat", "pinned": False}),
+        ("unload_lora_adapter", {"lora_name": "cat"}),
+    ]
+
+
+async def test_what_sglang_does_not_take_is_said_and_changes_nothing(stage, manager):
+    manager.answer = SimpleNamespace(success=False, error_message="rank 64 of 16", message="busy")
+    with pytest.raises(InvalidRequest, match="rank 64 of 16"):
+        await stage.engine.load_adapter(Adapter("cat", "/cat"))
+    assert stage.engine.adapters() == ()
+    with pytest.raises(NotFound):
+        await stage.engine.unload_adapter("cat")
+    with pytest.raises(EngineFailed, match="busy"):
+        await stage.engine.clear_cache()
+
+
+async def test_pauses_and_memory(stage, manager):
+    engine = stage.engine
+    await engine.pause_generation("keep")
+    await engine.pause_generation("abort")
+    await engine.resume_generation()
+    await engine.wake_up()  # it does not sleep: nothing happens
+    await engine.sleep(2)
+    await engine.wake_up()
+    assert manager.asked == [
+        ("pause_generation", {"mode": "in_place"}),
+        ("pause_generation", {"mode": "abort"}),
+        ("continue_generation", {}),
+        ("release_memory_occupation", {"tags": ["kv_cache", "weights"]}),
+        ("resume_memory_occupation", {"tags": ["kv_cache", "weights"]}),
+    ]
+    engine.engine.silent = True
+    engine.submit(1, ask())
+    with pytest.raises(Conflict):
+        await engine.sleep()
 
 
 DECODE = pytest.mark.parametrize("stage", [("decode", {"handoff_timeout": 0.05})], indirect=True)
