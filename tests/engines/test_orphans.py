@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,7 @@ PARENT = """
 import subprocess, sys, time
 from holdfast.engines.orphans import Orphans
 orphans = Orphans()
-orphans.guard()
+orphans.guard(sys.argv[1])
 child = [sys.executable, "-c", "import os, subprocess, sys, time; os.setsid();"
          "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); time.sleep(600)"]
 subprocess.Popen(child)
@@ -40,8 +41,11 @@ def gone(mark: str) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_children_and_grandchildren_go_with_a_killed_parent(number: signal.Signals) -> None:
-    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+def test_children_and_grandchildren_go_with_a_killed_parent(number: signal.Signals, tmp_path: Path) -> None:
+    place = tmp_path / "sockets"
+    place.mkdir()
+    (place / "socket").touch()
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(place)], stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None
         mark = parent.stdout.readline().strip()
@@ -49,6 +53,10 @@ def test_children_and_grandchildren_go_with_a_killed_parent(number: signal.Signa
         os.kill(parent.pid, number)
         parent.wait()
         assert gone(mark)
+        until = time.monotonic() + within(3.0)
+        while place.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        assert not place.exists()
     finally:
         parent.kill()
         parent.wait()

@@ -34,12 +34,16 @@ class Orphans:
         self._mark = f"{os.getpid()}-{time.monotonic_ns()}"
         self._guardian: subprocess.Popen[bytes] | None = None
 
-    def guard(self) -> None:
-        """Mark what this process starts from now on, and start the guardian. Linux only; elsewhere nothing happens."""
+    def guard(self, directory: str = "") -> None:
+        """Mark what this process starts from now on, and start the guardian. Linux only; elsewhere nothing happens.
+
+        Args:
+            directory: of the engine, to be removed with it; empty: none.
+        """
         if not sys.platform.startswith("linux") or self._guardian is not None:
             return
         environment = {name: value for name, value in os.environ.items() if name != MARK}
-        command = [sys.executable, "-I", "-S", "-E", __file__, self._mark]
+        command = [sys.executable, "-I", "-S", "-E", __file__, self._mark, directory]
         self._guardian = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -121,13 +125,17 @@ def _is_zombie(pid: int) -> bool:
         return True
 
 
-def main(mark: str) -> None:
-    """Wait for the end of the worker, then kill what it has left."""
+def main(mark: str, directory: str) -> None:
+    """Wait for the end of the worker, then kill and remove what it has left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     sys.stdin.buffer.read()
     kill_marked(mark, spared=_TRACKER)
+    if directory:
+        import shutil  # noqa: PLC0415  only now: until here it costs memory for nothing
+
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:3])

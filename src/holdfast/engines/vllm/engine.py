@@ -76,7 +76,7 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
         self._place = tempfile.mkdtemp(prefix="holdfast-vllm-")
         # vLLM makes one name per rank of such a name, and of no other that is a file
         endpoints = (f"ipc://{self._place}/inproc-events", f"ipc://{self._place}/inproc-replay")
-        self._orphans.guard()
+        self._orphans.guard(self._place)
         flags.set_environment(self.config, self.role)
         settled = await _in_thread(lambda: self._settle(endpoints))
         if self.config.memory_wait:
