@@ -129,6 +129,8 @@ class Driver:
             finally:
                 attempt.kill("superseded")
             if prefilling is not None:
+                if error is not None and not attempt.accepted and self._generation.ended is None:
+                    await prefilling.hear()
                 prefilling.attempted(attempt, error)
         finally:
             self.need.tokens = plan.prompt_length + self._generation.count
@@ -237,7 +239,7 @@ class Driver:
     def begun(self) -> None:
         """Work on the request has begun, though no decode worker has it: it is not turned away any more."""
         self.history.begun = True
-        self.need.accepted()
+        self.need.begun()
 
     def lost_prefill(self, leg: PrefillLeg) -> None:
         """The process that computed the prompt is lost; told for all of its legs before any driver runs."""

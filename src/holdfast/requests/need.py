@@ -126,6 +126,10 @@ class Need:
         self.crowded = False
         self.refused.clear()
 
+    def begun(self) -> None:
+        """Its prompt is being computed, but nobody owns it yet: whoever refused it is not asked again at once."""
+        self.started = self.party.started = True
+
     def last_refusal(self) -> HoldfastError | None:
         """Return why the latest worker did not take it."""
         return next(reversed(self.refused.values()))[1] if self.refused else None

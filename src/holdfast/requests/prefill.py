@@ -231,6 +231,14 @@ class Prefilling:
 
     # -- what the driver reports -----------------------------------------------------------------------
 
+    async def hear(self) -> None:
+        """Wait for the word of a prefill worker whose decode leg was not taken (`rendezvous`), within its bound.
+
+        It may say that the request itself is a mistake, and that must end it.
+        """
+        if self._leg is not None and self._leg.rendezvous:
+            await self._leg.word()
+
     def attempted(self, attempt: Attempt, error: HoldfastError | None) -> None:
         """An attempt is over; ``error`` None: so is the stream. Its leg goes too, unless it may be used again."""
         leg = self._leg

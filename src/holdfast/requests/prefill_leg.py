@@ -41,8 +41,8 @@ class PrefillLeg:
     """See the module; created by `prefill.Prefilling`, which reads its fields."""
 
     __slots__ = (
-        "_timers", "accepted", "attempt", "began", "generation", "handle", "handoff", "lost_at", "number", "placed",
-        "ready_at", "rendezvous", "result",
+        "_timers", "_word", "accepted", "attempt", "began", "generation", "handle", "handoff", "lost_at", "number",
+        "placed", "ready_at", "rendezvous", "result",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, placed: Placed, number: int, now: float):
@@ -64,6 +64,8 @@ class PrefillLeg:
         self.result: asyncio.Future[HoldfastError | None] = generation.loop.create_future()
         """None: the prompt is computed."""
         self.handle: StreamHandle | None = None
+        self._word: asyncio.Future[None] | None = None
+        """Somebody waits until the worker has said whether it takes the prompt."""
         self._timers: list[asyncio.TimerHandle] = []
 
     def meet(self, card: ModelCard, rank: int, room: int) -> None:
@@ -192,12 +194,23 @@ class PrefillLeg:
             )
         return None
 
+    async def word(self) -> None:
+        """Wait until the worker has accepted, refused or failed; the bound on its accept is the bound of this too."""
+        if not (self.accepted or self.result.done()):
+            self._word = self.generation.loop.create_future()
+            await self._word
+
+    def _spoken(self) -> None:
+        if self._word is not None and not self._word.done():
+            self._word.set_result(None)
+
     # -- what the wire says ----------------------------------------------------------------------------
 
     def on_accept(self) -> None:
         """The worker computes the prompt."""
         if not self.accepted and not self.result.done():
             self.accepted = True
+            self._spoken()
             self.generation.driver.prefill_accepted()
 
     def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:
@@ -251,6 +264,7 @@ class PrefillLeg:
         self.placed.claim.computed()
         self._unwatch()
         self.result.set_result(None)
+        self._spoken()
 
     def _fail(self, error: HoldfastError) -> None:
         """Only the first word counts."""
@@ -258,6 +272,7 @@ class PrefillLeg:
             return
         self._unwatch()
         self.result.set_result(error)
+        self._spoken()
         attempt = self.attempt
         if attempt is not None:
             attempt.fail(HandoffLost(f"The prefill leg failed: {error.message}", worker=self.placed.worker.instance))
@@ -278,6 +293,7 @@ class PrefillLeg:
         self.placed.release(0)
         if not self.result.done():
             self.result.cancel()
+        self._spoken()
 
     def _unwatch(self) -> None:
         for timer in self._timers:
