@@ -528,6 +528,37 @@ async def test_rendezvous_with_a_lost_twin_is_noticed_at_once(how: str, accepted
 
 
 @virtual
+async def test_rendezvous_hears_both_workers_before_it_goes_on() -> None:
+    fleet = Split(both={"handoff_phase": "rendezvous"})
+    client = fleet.start(length=LENGTH)
+    await settle()
+    fleet.decodes[-1].refuse(WorkerSaturated("full"))
+    await settle()
+    assert len(fleet.decodes) == 1, "the other worker's word is waited for"
+    fleet.legs[-1].refuse(InvalidRequest("too long"))
+    ending = await client.done()
+    assert ending.error is not None
+    assert (ending.error.code, ending.attempts) == ("invalid_request", 1), "it would be the same mistake elsewhere"
+    assert fleet.leases() == {}
+
+
+@virtual
+async def test_rendezvous_does_not_ask_a_full_worker_again_at_once() -> None:
+    fleet = Split(prefill=1, decode=1, both={"handoff_phase": "rendezvous"})
+    client = fleet.start(length=LENGTH)
+    await settle()
+    for attempt in range(1, 4):
+        fleet.legs[-1].accept()
+        fleet.decodes[-1].refuse(WorkerSaturated("full"))
+        await settle()
+        assert len(fleet.decodes) == attempt
+        await later(0.5)
+        assert len(fleet.decodes) == attempt + 1
+    fleet.legs[-1].accept()
+    await finish(fleet, client)
+
+
+@virtual
 async def test_choices_have_legs_of_their_own() -> None:
     fleet = Split(prefill=3, decode=3)
     client = fleet.start(length=LENGTH, n=2)

@@ -66,6 +66,15 @@ FOUND: tuple[Found, ...] = (
         "6 hours: since version 2 was written",
         "42d9c85",
     ),
+    Found(
+        177,
+        "P6",
+        "With prefill and decode legs that begin together (rendezvous), a decode worker that was full was asked again "
+        "at once, two thousand times in a second, and that the prefill worker had called the request a mistake was not "
+        "heard",
+        "2 hours: since prefill legs were written",
+        "0edbc0e",
+    ),
 )
 
 
