@@ -17,6 +17,7 @@ from holdfast.engines.contract import Guided
 from holdfast.engines.sglang import SglangEngine
 from holdfast.kv.events import AllBlocksCleared
 from holdfast.kv.hashes import block_hashes
+from holdfast.kv.tiers import Tier
 from holdfast.worker.kv_log import KvLog
 from tests.engines.conformance.recorder import started
 from tests.engines.conformance.subject import Subject
@@ -116,12 +117,13 @@ async def test_routers_know_prompts_by_our_hashes_until_the_cache_is_cleared(run
     for _ in range(2):
         await run.generate(*[run.request(prompt, 4) for _ in range(3)])
 
-    def told() -> set[int]:
-        log.take(engine.take_kv_events())
-        return {one for _, _, hashes in log.contents() for one in hashes}
+    wanted = block_hashes(prompt, size)
 
-    wanted = set(block_hashes(prompt, size))
-    await run.until("the prompt's blocks are known", lambda: wanted <= told())
+    def known() -> bool:
+        log.take(engine.take_kv_events())
+        return log.index.lookup(wanted).of(0)[Tier.DEVICE] == len(wanted)
+
+    await run.until("the prompt's blocks are known", known)
     await run.idle()
     await engine.clear_cache()
     events: list[object] = []

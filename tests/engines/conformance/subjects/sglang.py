@@ -8,10 +8,11 @@ import signal
 from holdfast.engines.contract import Engine
 from holdfast.engines.sglang import SglangEngine
 from tests.engines.conformance.subject import Subject
-from tests.engines.sglang.harness import config, prepare
+from tests.engines.sglang.harness import config, equip, prepare
 
 
 def make() -> SglangEngine:
+    equip()
     return SglangEngine(config())
 
 
