@@ -55,6 +55,7 @@ test-operations: dev ## a real Prometheus, Alertmanager and haproxy with a fleet
 test-vllm: ## vLLM for real, on the CPU, in .venv-vllm (installed if need be): the adapter, then each fault once
 	@tools/install_vllm.sh
 	@HOLDFAST_REQUIRE_VLLM=1 .venv-vllm/bin/python -m pytest -q --durations=5 tests/engines/vllm $(ARGS)
+	@.venv-vllm/bin/python -m pytest -q tests/engines/conformance/test_conformance.py --engine vllm
 	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm --times 1 --no-record --fresh
 
 test-sglang: ## SGLang for real, on the CPU, in .venv-sglang (installed if need be): adapter, two halves, a cluster
