@@ -101,7 +101,7 @@ def _told(facts: Facts, call: Call, truth: Truth, seen: list[Sequence]) -> list[
     told: list[float] = []
     for sequence, start, end in zip(attempts, starts, [*starts[1:], truth.used], strict=True):
         if facts.version(call, sequence) >= LOGPROBS_SINCE:
-            told += truth.logprobs[start:end]
+            told += truth.logprobs[start : min(end, truth.used)]  # what is behind a stop string is nobody's
     return told
 
 
