@@ -4,6 +4,8 @@ A frontend and two workers of one engine; four streamed and four whole answers a
 random token of a stream its worker is hurt: its engine's core gets SIGKILL, or the worker itself does, or it is stopped
 (SIGSTOP), or asked to leave (SIGTERM). Every text is compared with the undisturbed run's (greedy, float32). A run that
 was broken off goes on where it was; a table goes into ``docs/track-record.md``; one wrong text makes it exit with 1.
+With ``--split`` prompts are computed by a third worker (NIXL in host memory), and either leg is hurt: the decode leg
+at a random token of a stream, the prefill leg while it computes.
 
 Runs in the engine's own environment: ``make proof-engines``.
 """
@@ -42,11 +44,14 @@ ANSWER_SECONDS = 300.0
 TOKENS = 48
 STREAMED, WHOLE = 4, 4
 FAULTS = ("core", "worker", "stop", "term")
+SPLIT_FAULTS = ("core", "worker", "prefill-core", "prefill-worker")
 WORDS = {
     "core": "SIGKILL to the engine's core",
     "worker": "SIGKILL to the worker",
     "stop": "SIGSTOP to the worker",
     "term": "SIGTERM to the worker",
+    "prefill-core": "SIGKILL to the prefill engine's core",
+    "prefill-worker": "SIGKILL to the prefill worker",
 }
 FLAGS = {
     "vllm": (
@@ -54,6 +59,10 @@ FLAGS = {
         *("--num-gpu-blocks-override", "96", "--enforce-eager"),
     )
 }
+CONTEXT = "The sea was calm that day and every boat stayed in the harbour. " * 18
+"""Makes prompts long enough for a prefill leg to be hurt."""
+PREFILL_SECONDS = (0.1, 2.5)
+"""A prefill leg is hurt within this after the questions were asked."""
 CORES = {"vllm": b"VLLM::EngineCore"}
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -94,15 +103,19 @@ class Round(msgspec.Struct, frozen=True):
     """Longest silence of each stream that moved, seconds."""
     answers: int
     wrong: list[str]
-    orphans: int
+    legs: int = 0
+    """Prompts that were handed over."""
+    legs_failed: int = 0
+    orphans: int = 0
     """Engine processes whose worker is gone, when everything was whole again."""
 
 
 class World:
-    """A frontend, two workers, and the client."""
+    """A frontend, two workers (and one for prompts), and the client."""
 
     def __init__(self, local: LocalCluster, model: str, engine: str, root: str):
         self.local, self.model, self.engine, self.root = local, model, engine, root
+        self.split = local.plan.prefill_workers > 0
         self.client = AsyncOpenAI(
             base_url=f"{local.base_urls[0]}/v1", api_key="none", max_retries=0, timeout=ANSWER_SECONDS
         )
@@ -111,7 +124,9 @@ class World:
     async def ask(self, subject: str, answer: Answer) -> Answer:
         """Ask into ``answer``; an error is kept in it."""
         try:
-            await (self._stream if answer.streamed else self._whole)(_body(self.model, subject), answer)
+            await (self._stream if answer.streamed else self._whole)(
+                question(self.model, subject, CONTEXT if self.split else ""), answer
+            )
         except Exception as error:
             answer.error = f"{type(error).__name__}: {error}"
         answer.over = True
@@ -160,10 +175,20 @@ class World:
     def hurt(self, fault: str, instance: str) -> Callable[[], None]:
         """Do it; returns what ends it."""
         pid = self.worker_pid(instance)
-        victim = next(iter(cores(CORES[self.engine], parent=pid))) if fault == "core" else pid
-        number = {"core": signal.SIGKILL, "worker": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}
-        os.kill(victim, number[fault])
+        victim = next(iter(cores(CORES[self.engine], parent=pid))) if fault.endswith("core") else pid
+        os.kill(victim, {"stop": signal.SIGSTOP, "term": signal.SIGTERM}.get(fault, signal.SIGKILL))
         return (lambda: os.kill(pid, signal.SIGCONT)) if fault == "stop" else (lambda: None)
+
+    def prefill_instance(self) -> str:
+        """Return the instance id of the worker that computes prompts: the last one."""
+        return self.local.supervisor.slots[f"worker-{self.local.plan.workers - 1}"].spec.env["DYN_INSTANCE_ID"]
+
+    async def legs(self) -> tuple[int, int]:
+        """Return how many prompts were handed over, and how many prefill legs failed, since the frontend's start."""
+        text = (await http.get(f"{self.local.base_urls[0]}/metrics")).body.decode()
+        lines = [line for line in text.splitlines() if line.startswith("holdfast_frontend_prefill_legs_total")]
+        good = sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if "handed_over" in line)
+        return good, sum(int(float(line.rsplit(" ", 1)[1])) for line in lines) - good
 
     async def whole(self, doomed: int) -> None:
         """Wait until the frontend uses two workers that live, none of them the doomed one. Raises TimeoutError."""
@@ -180,13 +205,13 @@ class World:
         """Return how many engine cores of this cluster have lost their worker."""
         workers = {slot.pid for slot in self.local.supervisor.slots.values()}
         ours = [pid for pid in cores(CORES[self.engine]) if _environment_has(pid, self.root)]
-        return sum(_parent(pid) not in workers for pid in ours)
+        return sum(parent_of(pid) not in workers for pid in ours)
 
 
-def _body(model: str, subject: str) -> dict[str, Any]:
+def question(model: str, subject: str, context: str = "") -> dict[str, Any]:
     return {
         "model": model,
-        "messages": [{"role": "user", "content": f"Tell me a story about {subject}."}],
+        "messages": [{"role": "user", "content": f"{context}Tell me a story about {subject}."}],
         "max_tokens": TOKENS,
         "temperature": 0.0,
     }
@@ -199,10 +224,10 @@ def cores(name: bytes, parent: int = 0) -> list[int]:
         with contextlib.suppress(OSError):
             if entry.name.isdigit() and (entry / "cmdline").read_bytes().startswith(name):
                 found.append(int(entry.name))
-    return [pid for pid in found if not parent or _parent(pid) == parent]
+    return [pid for pid in found if not parent or parent_of(pid) == parent]
 
 
-def _parent(pid: int) -> int:
+def parent_of(pid: int) -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
     return 0
@@ -221,42 +246,54 @@ async def one_round(world: World, fault: str, seed: int, number: int) -> Round:
     true = {subject: await world.truth(subject) for subject in subjects}
     answers = [Answer(streamed=i < STREAMED) for i in range(len(subjects))]
     tasks = [asyncio.ensure_future(world.ask(s, a)) for s, a in zip(subjects, answers, strict=True)]
-    victim = answers[rng.randrange(STREAMED)]
-    pieces = rng.randint(3, TOKENS // 2)
-    async with asyncio.timeout(ANSWER_SECONDS):
-        while len(victim.times) < pieces and not victim.over:  # noqa: ASYNC110  as close as possible
-            await asyncio.sleep(0.002)
-    if victim.error:
-        raise RuntimeError(f"a stream failed before it was hurt: {victim.error}")
-    pid = world.worker_pid(victim.worker)
-    end = world.hurt(fault, victim.worker)
+    before = await world.legs()
+    if fault.startswith("prefill"):
+        await asyncio.sleep(rng.uniform(*PREFILL_SECONDS))
+        instance = world.prefill_instance()
+    else:
+        instance = await _at_a_token(answers[rng.randrange(STREAMED)], rng.randint(3, TOKENS // 2))
+    pid = world.worker_pid(instance)
+    end = world.hurt(fault, instance)
     now = asyncio.get_running_loop().time()
     await asyncio.gather(*tasks)
     end()
-    await world.whole(0 if fault == "stop" else (0 if fault == "core" and _alive(pid) else pid))
+    after = await world.legs()
+    await world.whole(0 if fault == "stop" else (0 if fault.endswith("core") and alive(pid) else pid))
     moved = [a for a in answers if a.facts.get("migrations")]
     return Round(
         fault,
         number,
         sum(a.streamed for a in moved),
         sum(not a.streamed for a in moved),
-        [_gap(a, now) for a in moved if a.streamed],
+        [gap_of(a, now) for a in moved if a.streamed],
         len(answers),
-        [w for s, a in zip(subjects, answers, strict=True) if (w := _wrong(a, true[s]))],
-        world.orphans(),
+        [w for s, a in zip(subjects, answers, strict=True) if (w := wrong_in(a, true[s]))],
+        legs=after[0] - before[0],
+        legs_failed=after[1] - before[1],
+        orphans=world.orphans(),
     )
 
 
-def _alive(pid: int) -> bool:
+async def _at_a_token(victim: Answer, pieces: int) -> str:
+    """Wait until a stream is so far; returns the instance id of its worker."""
+    async with asyncio.timeout(ANSWER_SECONDS):
+        while len(victim.times) < pieces and not victim.over:  # noqa: ASYNC110  as close as possible
+            await asyncio.sleep(0.002)
+    if victim.error:
+        raise RuntimeError(f"a stream failed before it was hurt: {victim.error}")
+    return victim.worker
+
+
+def alive(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
-def _gap(answer: Answer, since: float) -> float:
+def gap_of(answer: Answer, since: float) -> float:
     pairs = zip(answer.times, answer.times[1:], strict=False)
     return max((b - a for a, b in pairs if b > since), default=0.0)
 
 
-def _wrong(answer: Answer, true: tuple[str, str, int]) -> str:
+def wrong_in(answer: Answer, true: tuple[str, str, int]) -> str:
     kind = "stream" if answer.streamed else "whole"
     if answer.error:
         return f"{kind}: {answer.error}"
@@ -267,13 +304,16 @@ def _wrong(answer: Answer, true: tuple[str, str, int]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def world(engine: str, lines: Path) -> AsyncIterator[World]:
+async def world(engine: str, lines: Path, split: bool) -> AsyncIterator[World]:
     """Run the cluster for the length of the block; what its processes say goes into a file."""
     with tempfile.TemporaryDirectory(prefix="holdfast-proof-") as root, lines.open("a") as log:
+        roles = ("--disaggregation-mode=decode",) * 2 + ("--disaggregation-mode=prefill",)
         plan = ClusterPlan(
             http_ports=(free_port(),),
+            workers=3 if split else 2,
+            prefill_workers=1 if split else 0,
             worker_flags=("--engine", engine, "--model", str(model_directory()), *FLAGS[engine]),
-            frontend_flags=(),
+            flags_by_worker=tuple((role,) for role in roles) if split else (),
             env={**ENVIRONMENT, "DYN_FILE_KV": str(Path(root) / "discovery")},
             restart=RestartPolicy(next_delay=0.0, intensity=1_000),
             stop_grace=20.0,
@@ -290,21 +330,22 @@ async def world(engine: str, lines: Path) -> AsyncIterator[World]:
             yield World(local, models[0]["id"], engine, root)
 
 
-def state_file(engine: str, seed: int) -> Path:
+def state_file(engine: str, seed: int, split: bool) -> Path:
     """Return where a run keeps what it has done."""
-    return Path(tempfile.gettempdir()) / f"holdfast-engines-{engine}-{seed}-{record.commit()}.jsonl"
+    kind = f"{engine}-split" if split else engine
+    return Path(tempfile.gettempdir()) / f"holdfast-engines-{kind}-{seed}-{record.commit()}.jsonl"
 
 
-async def run(engine: str, times: int, seed: int, faults: tuple[str, ...]) -> list[Round]:
+async def run(engine: str, times: int, seed: int, faults: tuple[str, ...], split: bool) -> list[Round]:
     """Hurt until each fault has struck so often; returns all rounds. One that hit no stream does not count."""
-    path = state_file(engine, seed)
+    path = state_file(engine, seed, split)
     done = record.load(path, Round)
-    missing = [fault for n in range(times) for fault in faults if sum(_counts(r, fault) for r in done) <= n]
+    missing = [fault for n in range(times) for fault in faults if sum(has_struck(r, fault) for r in done) <= n]
     if not missing:
         return done
     lines = path.with_suffix(".log")
     print(f"{len(missing)} rounds to go; the processes' lines: {lines}", flush=True)
-    async with world(engine, lines) as up:
+    async with world(engine, lines, split) as up:
         print("ready", flush=True)
         number = len(done)
         while missing:
@@ -313,17 +354,18 @@ async def run(engine: str, times: int, seed: int, faults: tuple[str, ...]) -> li
             record.save(path, result)
             done.append(result)
             print(json.dumps(msgspec.to_builtins(result)), flush=True)
-            if _counts(result, missing[0]) or result.wrong:
+            if has_struck(result, missing[0]) or result.wrong:
                 missing.pop(0)
     return done
 
 
-def _counts(one: Round, fault: str) -> bool:
+def has_struck(one: Round, fault: str) -> bool:
     """Whether a fault has struck; a worker that leaves in order may have finished everything."""
-    return one.fault == fault and (fault == "term" or one.streams_hit + one.whole_hit > 0)
+    hit = one.legs_failed if fault.startswith("prefill") else one.streams_hit + one.whole_hit
+    return one.fault == fault and (fault == "term" or hit > 0)
 
 
-def report(engine: str, rounds: list[Round], faults: tuple[str, ...], track: bool) -> bool:
+def report(engine: str, rounds: list[Round], faults: tuple[str, ...], *, track: bool, split: bool) -> bool:
     """Print the result by fault and put it on record; returns whether everything was exact."""
     good = True
     for fault in faults:
@@ -334,12 +376,13 @@ def report(engine: str, rounds: list[Round], faults: tuple[str, ...], track: boo
         orphans = sum(one.orphans for one in mine)
         good &= not wrong and not orphans and bool(mine)
         row = [
-            record.commit(), record.machine(), engine, WORDS[fault], str(len(mine)),
+            record.commit(), record.machine(), f"{engine}, split" if split else engine, WORDS[fault], str(len(mine)),
             f"{sum(one.streams_hit for one in mine)} + {sum(one.whole_hit for one in mine)}",
             f"{answers - len(wrong)} of {answers}",
             f"{statistics.median(gaps):.2f} s" if gaps else "none",
             f"{max(gaps):.2f} s" if gaps else "none",
             str(orphans),
+            f"{sum(one.legs for one in mine)}, {sum(one.legs_failed for one in mine)} failed" if split else "none",
         ]  # fmt: skip
         print(" | ".join(row), *wrong[:5], sep="\n  " if wrong else "")
         if track:
@@ -352,17 +395,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engine", choices=[*FLAGS], default="vllm")
     parser.add_argument("--times", type=int, default=3, help="how often each fault must strike")
-    parser.add_argument("--fault", choices=FAULTS, action="append", help="only these")
+    parser.add_argument("--split", action="store_true", help="prompts are computed by a worker of their own")
+    parser.add_argument("--fault", choices=WORDS, action="append", help="only these")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--no-record", action="store_true", help="leave docs/track-record.md alone")
     parser.add_argument("--fresh", action="store_true", help="forget what an earlier run has done")
     args = parser.parse_args()
     logging.getLogger("holdfast").setLevel(logging.CRITICAL)  # the supervisor warns of every kill
-    faults = tuple(args.fault or FAULTS)
+    faults = tuple(args.fault or (SPLIT_FAULTS if args.split else FAULTS))
     if args.fresh:
-        state_file(args.engine, args.seed).unlink(missing_ok=True)
-    rounds = asyncio.run(run(args.engine, args.times, args.seed, faults))
-    return 0 if report(args.engine, rounds, faults, not args.no_record) else 1
+        state_file(args.engine, args.seed, args.split).unlink(missing_ok=True)
+    rounds = asyncio.run(run(args.engine, args.times, args.seed, faults, args.split))
+    return 0 if report(args.engine, rounds, faults, track=not args.no_record, split=args.split) else 1
 
 
 if __name__ == "__main__":

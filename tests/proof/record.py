@@ -155,7 +155,7 @@ def append_faults(row: list[str], path: Path = TRACK_RECORD) -> None:
 
 _ENGINES_COLUMNS = (
     *("when (UTC)", "commit", "machine", "engine", "fault", "times", "moved: streamed + whole", "exact"),
-    *("gap median", "gap max", "processes left behind"),
+    *("gap median", "gap max", "processes left behind", "prompts handed over"),
 )
 _ENGINES_HEAD = f"""
 ## Engines
