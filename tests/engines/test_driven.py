@@ -33,6 +33,7 @@ from holdfast.engines.contract import (
 )
 from holdfast.engines.driven import DrivenEngine
 from holdfast.engines.handoff import HandoffMismatch, KvHandoff, digest_of
+from holdfast.engines.pace import FIRST_PACE, LEAST_TOKENS, PrefillPace
 from tests.patience import within
 
 EOS = 2
@@ -366,3 +367,35 @@ async def test_close_ends_everything_and_twice_is_no_harm() -> None:
         assert run.engine.closed_generators == [1]
         with pytest.raises(EngineFailed):
             run.submit(2)
+
+
+async def test_a_silence_is_expected_as_long_as_prompts_took_so_far() -> None:
+    prompt = tuple(range(5, 55))
+    async with running() as run:
+        assert run.engine.progress().silent_step_seconds == 0.0
+        run.submit(1, prompt=prompt)
+        assert run.engine.progress().silent_step_seconds == pytest.approx(FIRST_PACE * len(prompt))
+        run.engine.attempts[0].born -= 60.0  # it takes a minute
+        run.engine.say(1, 7)
+        await run.until(lambda: run.tokens(1))
+        assert run.engine.progress().silent_step_seconds == 0.0, "nothing is waited for"
+        run.submit(2, prompt=prompt)
+        assert run.engine.progress().silent_step_seconds == pytest.approx(60.0, rel=0.1), "slow is known at once"
+        run.submit(3, prompt=prompt)
+        assert run.engine.silence(by_chunk=False) == pytest.approx(120.0, rel=0.1)
+        assert run.engine.silence(by_chunk=True) == pytest.approx(64 / 50 * 60, rel=0.1), "no more than one step"
+
+
+def test_a_fast_pace_is_believed_step_by_step_and_tiny_prompts_say_nothing() -> None:
+    pace = PrefillPace()
+    pace.came(LEAST_TOKENS - 1, 10.0)
+    assert pace.expected(1000) == 1000 * FIRST_PACE
+    paces = []
+    for _ in range(12):
+        pace.came(1000, 0.01)
+        paces.append(pace.expected(1000))
+    assert paces == sorted(paces, reverse=True)
+    assert paces[0] > 1.0
+    assert paces[-1] < 0.1
+    pace.came(1000, 30.0)
+    assert pace.expected(1000) == 30.0

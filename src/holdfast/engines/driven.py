@@ -32,6 +32,7 @@ from holdfast.engines.contract import (
     SequenceStep,
     StepSink,
 )
+from holdfast.engines.pace import PrefillPace
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class DrivenEngine(Engine):
         self.steps = self.tokens = self.prefilled = self.late_tokens = 0
         """Progress; adapters that hear of engine steps count them themselves (`counts_steps`)."""
         self._max_waiting = max_waiting
+        self._pace = PrefillPace()
         self._live: dict[SequenceKey, Attempt] = {}
         self._tasks: dict[SequenceKey, asyncio.Task[None]] = {}
         self._helpers: dict[asyncio.Task[Any], None] = {}
@@ -132,6 +134,7 @@ class DrivenEngine(Engine):
         )
         self.prepare(attempt)
         self._live[key] = attempt
+        attempt.born, attempt.in_hand = self._loop.time(), self._uncomputed()
         task = self._tasks[key] = self._loop.create_task(self._drive(attempt), name=f"sequence-{key}")
         task.add_done_callback(partial(self._forget, attempt))  # also of one that is cancelled before it has begun
 
@@ -158,7 +161,29 @@ class DrivenEngine(Engine):
 
     def progress(self) -> EngineProgress:
         """Return the counters; see `Engine.progress`."""
-        return EngineProgress(self.steps, self.tokens, self.prefilled, self.phase, tokens_after_cancel=self.late_tokens)
+        return EngineProgress(
+            self.steps,
+            self.tokens,
+            self.prefilled,
+            self.phase,
+            self.silence(by_chunk=self.counts_steps),
+            self.late_tokens,
+        )
+
+    def silence(self, *, by_chunk: bool) -> float:
+        """Return the seconds for which no counter is expected to move.
+
+        Args:
+            by_chunk: one of them moves whenever a part of the prompts is computed, as much as goes into one step.
+        """
+        tokens = self._uncomputed()
+        if by_chunk and tokens:
+            tokens = min(tokens, self.info.max_num_batched_tokens)
+        return self._pace.expected(tokens)
+
+    def _uncomputed(self) -> int:
+        """Return the tokens of prompts of which the engine has said nothing yet."""
+        return sum(len(attempt.ids) for attempt in self._live.values() if not attempt.begun)
 
     @property
     def phase(self) -> Phase:
@@ -241,6 +266,8 @@ class DrivenEngine(Engine):
             attempt.begun = True
             attempt.handoff_pending = False
             self.prefilled += max(0, len(attempt.ids) - output.cached_tokens)
+            if not output.cached_tokens:
+                self._pace.came(attempt.in_hand, self._loop.time() - attempt.born)
         if attempt.cancelled:
             self._heard_late(attempt, output)
             return

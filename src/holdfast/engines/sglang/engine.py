@@ -349,7 +349,8 @@ class SglangEngine(Abilities, DrivenEngine):
     def progress(self) -> EngineProgress:
         """Return the counters; the chunks of a long prompt show in ``prefilled``."""
         prefilled = self._gauge.prefilled if self._gauge is not None else 0
-        return EngineProgress(self.steps, self.tokens, prefilled, self.phase, tokens_after_cancel=self.late_tokens)
+        silent = self.silence(by_chunk=True)
+        return EngineProgress(self.steps, self.tokens, prefilled, self.phase, silent, self.late_tokens)
 
     def take_kv_events(self) -> list[KvEvent]:
         """Return and forget what SGLang has said about its cache."""
