@@ -33,7 +33,7 @@ sim: dev ## a few hundred simulated clusters with faults, every promise checked;
 mutations: dev ## plant one bug after the other and see that the simulation notices it, put on record; goes on later
 	@$(PY) -m tests.sim.mutations --record $(ARGS)
 
-sim-long: dev ## 22,000 of them on all cores, put on record; goes on where it was broken off; ARGS="--first 50000"
+sim-long: dev ## 23,000 of them on all cores, put on record; goes on where it was broken off; ARGS="--first 50000"
 	@$(PY) -m tests.proof.universes $(ARGS)
 
 status: setup ## who is there, in what state

@@ -21,8 +21,8 @@ from holdfast.sim.guard import ensure_hash_seed
 from holdfast.sim.tally import Tally, lines, tally
 from tests.proof import record
 
-UNIVERSES = 22_000
-"""About one in twelve is too quiet to count."""
+UNIVERSES = 23_000
+"""About one in nine is too quiet to count."""
 
 
 def state_file(first: int, last: int) -> Path:

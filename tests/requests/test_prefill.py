@@ -484,13 +484,16 @@ async def test_short_prompts_stay(longest: int, reason: str) -> None:
 
 
 @virtual
-async def test_rendezvous_begins_both_legs_at_once() -> None:
+async def test_rendezvous_begins_the_prompt_once_the_stream_is_taken() -> None:
     both = {"handoff_phase": "rendezvous"}
     fleet = Split(prefill=0, decode=1, both=both)
     fleet.add("p1", model_card=prefill_card(**both, rendezvous="[::1]:8998", data_parallel_size=4))
     client = fleet.start(length=LENGTH)
     await settle()
-    (leg,), (decode,) = fleet.legs, fleet.decodes
+    (decode,) = fleet.decodes
+    assert fleet.legs == []
+    decode.accept()
+    (leg,) = fleet.legs
     handoff = leg.request.handoff
     assert handoff == decode.request.handoff
     assert handoff is not None
@@ -499,22 +502,20 @@ async def test_rendezvous_begins_both_legs_at_once() -> None:
     assert 0 <= params["bootstrap_room"] < 1 << 63
     assert params["bootstrap_room"] % 4 == params["prefill_rank"] == leg.request.extra["data_parallel_rank"]
     leg.accept()
-    decode.accept()
     leg.end("stop")
     await finish(fleet, client)
     assert fleet.seen.all("leg") == ["handed_over"]
 
 
 @pytest.mark.parametrize("how", ["refused", "dies", "fails"])
-@pytest.mark.parametrize("accepted", [False, True])
 @virtual
-async def test_rendezvous_with_a_lost_twin_is_noticed_at_once(how: str, accepted: bool) -> None:
+async def test_rendezvous_with_a_lost_twin_is_noticed_at_once(how: str) -> None:
     fleet = Split(both={"handoff_phase": "rendezvous"})
     client = fleet.start(length=LENGTH)
     await settle()
-    (leg,), (decode,) = fleet.legs, fleet.decodes
-    if accepted:
-        decode.accept()
+    (decode,) = fleet.decodes
+    decode.accept()
+    (leg,) = fleet.legs
     if how == "refused":
         leg.refuse(WorkerSaturated("full"))
     elif how == "dies":
@@ -528,34 +529,24 @@ async def test_rendezvous_with_a_lost_twin_is_noticed_at_once(how: str, accepted
 
 
 @virtual
-async def test_rendezvous_hears_both_workers_before_it_goes_on() -> None:
+async def test_rendezvous_computes_nothing_for_a_stream_that_nobody_takes() -> None:
     fleet = Split(both={"handoff_phase": "rendezvous"})
     client = fleet.start(length=LENGTH)
     await settle()
-    fleet.decodes[-1].refuse(WorkerSaturated("full"))
-    await settle()
-    assert len(fleet.decodes) == 1, "the other worker's word is waited for"
-    fleet.legs[-1].refuse(InvalidRequest("too long"))
+    assert fleet.legs == [], "the decode worker's word comes first"
+    fleet.decodes[-1].refuse(InvalidRequest("too long"))
     ending = await client.done()
-    assert ending.error is not None
-    assert (ending.error.code, ending.attempts) == ("invalid_request", 1), "it would be the same mistake elsewhere"
-    assert fleet.leases() == {}
-
-
-@virtual
-async def test_rendezvous_does_not_ask_a_full_worker_again_at_once() -> None:
-    fleet = Split(prefill=1, decode=1, both={"handoff_phase": "rendezvous"})
+    assert (ending.error.code, ending.attempts) == ("invalid_request", 1)
     client = fleet.start(length=LENGTH)
     await settle()
-    for attempt in range(1, 4):
-        fleet.legs[-1].accept()
+    while not client.sink.endings:
         fleet.decodes[-1].refuse(WorkerSaturated("full"))
         await settle()
-        assert len(fleet.decodes) == attempt
-        await later(0.5)
-        assert len(fleet.decodes) == attempt + 1
-    fleet.legs[-1].accept()
-    await finish(fleet, client)
+        assert len(fleet.decodes) < 10
+    ending = await client.done()
+    assert ending.error.fault == "capacity", "all are full: turned away, for nothing has begun"
+    assert fleet.legs == []
+    assert fleet.leases() == {}
 
 
 @virtual

@@ -73,7 +73,15 @@ FOUND: tuple[Found, ...] = (
         "at once, two thousand times in a second, and that the prefill worker had called the request a mistake was not "
         "heard",
         "2 hours: since prefill legs were written",
-        "0edbc0e",
+        "0edbc0e, and for good by the decode worker's word coming first",
+    ),
+    Found(
+        3751,
+        "kept",
+        "Under overload a prefill worker took the prompt of a request that every decode worker refused (rendezvous): it "
+        "could not be turned away any more, and failed after 222 attempts and 20 s instead of at once",
+        "2 hours: since prefill legs were written",
+        "the commit that lets the decode worker accept first",
     ),
 )
 

@@ -1,13 +1,12 @@
 """What passes between a prefill worker and a decode worker beside the KV blocks themselves.
 
 There are two styles. ``after_prefill`` (vLLM with NIXL, TensorRT-LLM, the mock engine): the prefill leg ends with a
-handle, and the decode leg starts with it. ``rendezvous`` (SGLang): both legs get the same handle at once, drawn by
-whoever routes, and meet by themselves. Either way the decode leg delivers every token, the first one included: the
-token that a prefill leg makes on its way is nobody's.
+handle, and the decode leg starts with it. ``rendezvous`` (SGLang): both legs get the same handle, drawn by whoever
+routes, the prefill leg as soon as the decode worker has accepted, and meet by themselves. Either way the decode leg
+delivers every token, the first one included: the token that a prefill leg makes on its way is nobody's.
 
 A handle says for which tokens it stands, so that a decode worker never continues from somebody else's blocks or from
-half of them. An engine that cannot have the blocks of a handle ends the sequence with `base.errors.HandoffLost`, so
-that its worker is asked to compute the prompt itself and is not blamed. Must never know an engine or a connection.
+half of them. Must never know an engine or a connection.
 """
 
 from __future__ import annotations

@@ -118,6 +118,8 @@ class Attempt:
             self.accepted = True
             self.accepted_at = self.generation.loop.time()
             self.generation.was_accepted(self)
+            if self.leg is not None:
+                self.leg.decode_accepted()
 
     def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:
         """New tokens, in a list that is ours from now on; hot path."""

@@ -129,8 +129,6 @@ class Driver:
             finally:
                 attempt.kill("superseded")
             if prefilling is not None:
-                if error is not None and not attempt.accepted and self._generation.ended is None:
-                    await prefilling.hear()
                 prefilling.attempted(attempt, error)
         finally:
             self.need.tokens = plan.prompt_length + self._generation.count

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING
 
 from holdfast.base.errors import AcceptOverdue, HandoffFault, HoldfastError, NoWorkers, WorkerDraining
@@ -151,11 +152,10 @@ class Prefilling:
             card = placed.worker.card(generation.plan.model)
             if card is not None and card.handoff_phase == "rendezvous":
                 leg.meet(card, *self._services.prefills.meeting(card, placed.rank))
-            self._services.observer.prefill_started(generation, leg)
-            leg.open(*self._bounds(placed))
-            if leg.rendezvous and not leg.result.done():
+                leg.begin = partial(self._open, leg)
                 self._leg = leg
                 return True
+            self._open(leg)
             error = await leg.result
             if error is None:
                 self._leg = leg
@@ -166,6 +166,10 @@ class Prefilling:
                 leg.close("given up")
         self._failed(leg, error)
         return False
+
+    def _open(self, leg: PrefillLeg) -> None:
+        self._services.observer.prefill_started(self._generation, leg)
+        leg.open(*self._bounds(leg.placed))
 
     def _bounds(self, placed: Placed) -> tuple[float, float, str]:
         """Return the bounds on accept and hand-off in seconds, and what the first was set by."""
@@ -231,14 +235,6 @@ class Prefilling:
 
     # -- what the driver reports -----------------------------------------------------------------------
 
-    async def hear(self) -> None:
-        """Wait for the word of a prefill worker whose decode leg was not taken (`rendezvous`), within its bound.
-
-        It may say that the request itself is a mistake, and that must end it.
-        """
-        if self._leg is not None and self._leg.rendezvous:
-            await self._leg.word()
-
     def attempted(self, attempt: Attempt, error: HoldfastError | None) -> None:
         """An attempt is over; ``error`` None: so is the stream. Its leg goes too, unless it may be used again."""
         leg = self._leg
@@ -251,8 +247,6 @@ class Prefilling:
                 self._failed(leg, failure)
             else:
                 self._computed(leg)
-        elif leg.rendezvous and error is not None:
-            self._generation.driver.begun()  # its prefill worker may have taken it: nobody has said that it did not
         if isinstance(error, HandoffFault):
             self._failed_handoffs += 1
             enforced = self._dependent or self._services.prefills.settings.enforce_disagg

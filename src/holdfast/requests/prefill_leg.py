@@ -2,7 +2,8 @@
 
 It begins with a call to the worker's endpoint ``prefill`` and lives no longer than the attempt that it was made for.
 In the style ``after_prefill`` its answer is the hand-off, and the call stays open afterwards: as long as it does the
-worker keeps the blocks. In the style ``rendezvous`` both legs begin at once; a leg that fails fails its attempt.
+worker keeps the blocks. In the style ``rendezvous`` it begins as soon as the decode worker has
+accepted: nothing is computed for a stream that nobody takes. From then on a leg that fails fails its attempt.
 Tokens that a prefill engine makes on its way are nobody's and are dropped.
 
 Everything here runs in the connection's read callback or a timer. Must never decide what happens next.
@@ -11,6 +12,7 @@ Everything here runs in the connection's read callback or a timer. Must never de
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -41,7 +43,7 @@ class PrefillLeg:
     """See the module; created by `prefill.Prefilling`, which reads its fields."""
 
     __slots__ = (
-        "_timers", "_word", "accepted", "attempt", "began", "generation", "handle", "handoff", "lost_at", "number",
+        "_timers", "accepted", "attempt", "began", "begin", "generation", "handle", "handoff", "lost_at", "number",
         "placed", "ready_at", "rendezvous", "result",
     )  # fmt: skip
 
@@ -64,8 +66,8 @@ class PrefillLeg:
         self.result: asyncio.Future[HoldfastError | None] = generation.loop.create_future()
         """None: the prompt is computed."""
         self.handle: StreamHandle | None = None
-        self._word: asyncio.Future[None] | None = None
-        """Somebody waits until the worker has said whether it takes the prompt."""
+        self.begin: Callable[[], None] | None = None
+        """Opens it, once the decode worker has accepted (``rendezvous``)."""
         self._timers: list[asyncio.TimerHandle] = []
 
     def meet(self, card: ModelCard, rank: int, room: int) -> None:
@@ -194,15 +196,12 @@ class PrefillLeg:
             )
         return None
 
-    async def word(self) -> None:
-        """Wait until the worker has accepted, refused or failed; the bound on its accept is the bound of this too."""
-        if not (self.accepted or self.result.done()):
-            self._word = self.generation.loop.create_future()
-            await self._word
-
-    def _spoken(self) -> None:
-        if self._word is not None and not self._word.done():
-            self._word.set_result(None)
+    def decode_accepted(self) -> None:
+        """The decode worker waits for the blocks now."""
+        begin, self.begin = self.begin, None
+        if begin is not None:
+            self.began = self.generation.loop.time()
+            begin()
 
     # -- what the wire says ----------------------------------------------------------------------------
 
@@ -210,7 +209,6 @@ class PrefillLeg:
         """The worker computes the prompt."""
         if not self.accepted and not self.result.done():
             self.accepted = True
-            self._spoken()
             self.generation.driver.prefill_accepted()
 
     def on_tokens(self, index: int, tokens: list[int], logprobs: Logprobs | None) -> None:
@@ -264,7 +262,6 @@ class PrefillLeg:
         self.placed.claim.computed()
         self._unwatch()
         self.result.set_result(None)
-        self._spoken()
 
     def _fail(self, error: HoldfastError) -> None:
         """Only the first word counts."""
@@ -272,7 +269,6 @@ class PrefillLeg:
             return
         self._unwatch()
         self.result.set_result(error)
-        self._spoken()
         attempt = self.attempt
         if attempt is not None:
             attempt.fail(HandoffLost(f"The prefill leg failed: {error.message}", worker=self.placed.worker.instance))
@@ -287,13 +283,13 @@ class PrefillLeg:
     def close(self, reason: str) -> None:
         """Let the worker go, and everything that was counted; idempotent."""
         self._unwatch()
+        self.begin = None
         handle, self.handle = self.handle, None
         if handle is not None:
             handle.kill(reason)
         self.placed.release(0)
         if not self.result.done():
             self.result.cancel()
-        self._spoken()
 
     def _unwatch(self) -> None:
         for timer in self._timers:
