@@ -78,10 +78,10 @@ FOUND: tuple[Found, ...] = (
     Found(
         3751,
         "kept",
-        "Under overload a prefill worker took the prompt of a request that every decode worker refused (rendezvous): it "
-        "could not be turned away any more, and failed after 222 attempts and 20 s instead of at once",
+        "Under overload a prefill worker took the prompt of a request that every decode worker refused (rendezvous): "
+        "it could not be turned away any more, and failed after 222 attempts and 20 s instead of at once",
         "2 hours: since prefill legs were written",
-        "the commit that lets the decode worker accept first",
+        "58e79fc",
     ),
 )
 
