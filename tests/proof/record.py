@@ -162,10 +162,10 @@ _ENGINES_HEAD = f"""
 
 `make proof-engines` appends here: two workers of a real engine (SmolLM2-135M, float32, CPU), four streamed and four
 whole answers at once by the `openai` client, and one worker hurt at a random token of a stream. *Split*
-(`ARGS=--split`) means two decode workers and one that computes prompts, their blocks going over NIXL; a prefill leg is hurt while it
-computes. Every text, finish reason and token count is compared with the undisturbed run's. A gap is the longest silence
-of a stream that moved; it contains the prefill on the other worker and, for a stopped worker, the time until that is
-noticed.
+(`ARGS=--split`) means two decode workers and one that computes prompts, their blocks going over NIXL; a prefill leg
+is hurt while it computes. Every text, finish reason and token count is compared with the undisturbed run's. A gap is
+the longest silence of a stream that moved; it contains the prefill on the other worker and, for a stopped worker, the
+time until that is noticed.
 
 | {" | ".join(_ENGINES_COLUMNS)} |
 |{"---|" * len(_ENGINES_COLUMNS)}
