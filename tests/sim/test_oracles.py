@@ -24,7 +24,7 @@ from holdfast.runtime.inhibition import Inhibition
 from holdfast.runtime.pool import WorkerPool
 from holdfast.runtime.server import WorkerServer
 from holdfast.sim.engine import SimEngine
-from holdfast.sim.history import History, Sequence
+from holdfast.sim.history import Fired, History, Life, Sequence
 from holdfast.sim.oracles import p06
 from holdfast.sim.oracles.facts import facts_of
 from holdfast.sim.plan import Plan, Shape
@@ -250,3 +250,14 @@ def test_a_mistake_is_tried_again_only_by_an_attempt_that_was_made_later(
     ]
     facts = facts_of(History(sequences=sequences), Plan(Shape(), "mixed", (), ()))
     assert [violation.what for violation in p06.check(facts)] == found
+
+
+def test_a_rollout_that_began_before_a_worker_did_tells_it_to_leave_too() -> None:
+    """A second word makes a worker that leaves hand over at once; that is no breach of P8 (seed 8281)."""
+    life = Life("worker-1", "worker", 2, started=5.7, ended=6.2)
+    asked = Fired(at=5.9, until=5.9, kind="terminate", target="worker-1", live=1)
+    rolling = Fired(at=3.0, until=3.0, kind="rolling-restart", target="worker", live=1)
+    plan = Plan(Shape(), "mixed", (), ())
+    for rollouts, hurried in (([], False), ([(1.0, 5.0)], False), ([(3.1, 6.9)], True), ([(6.5, 6.9)], False)):
+        history = History(lives=[life], fired=[asked, rolling], rollouts=rollouts)
+        assert facts_of(history, plan).hurried(life) is hurried, rollouts

@@ -116,12 +116,14 @@ class Facts(msgspec.Struct):
 
     def hurried(self, life: Life) -> bool:
         """Return whether a process that leaves was told so twice: then it waits for nothing."""
-        rollouts = len(self.history.rollouts)
-        told = 0
-        for fault in self.history.fired:
-            if life.started <= fault.at and not (life.ended and fault.at > life.ended):
-                told += fault.kind == "terminate" and fault.target == life.name
-                told += rollouts if fault.kind == "rolling-restart" else 0
+        told = sum(
+            fault.kind == "terminate" and fault.target == life.name
+            for fault in self.history.fired
+            if life.started <= fault.at and not (life.ended and fault.at > life.ended)
+        )
+        told += sum(  # a rollout that began before this start of it reaches it all the same
+            life.started <= until and not (life.ended and began > life.ended) for began, until in self.history.rollouts
+        )
         twice = any(
             isinstance(fault, Terminate) and fault.target == life.name and fault.signals > 1
             for fault in self.plan.faults
