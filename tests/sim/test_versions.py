@@ -134,7 +134,8 @@ def test_one_universe_in_eight_is_in_the_middle_of_an_upgrade() -> None:
     plans = [draw_plan(Tape(seed), Shape(requests=1)) for seed in range(400)]
     mixed = [plan for plan in plans if any(name.startswith("worker") for name in plan.old)]
     assert 25 <= len(mixed) <= 80
-    assert {len([name for name in plan.old if name.startswith("worker")]) for plan in mixed} == {1, 2, 3}
+    counts = {len([name for name in plan.old if name.startswith("worker")]) for plan in mixed}
+    assert {1, 2, 3} <= counts <= {1, 2, 3, 4, 5}, "up to all; universes with workers for prompts have more"
     assert any(name.startswith("frontend") for plan in mixed for name in plan.old)
 
 
