@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.asyncio(loop_scope="module"), pyte
 
 STREAMS, TOKENS, LONG, AT = 12, 100, 300, 1.0
 TRIES = 3
-SHAPE = Shape(requests=0, more_requests=0, faults=0, more_faults=0, span=3.0, profile="mixed")
+SHAPE = Shape(requests=0, more_requests=0, faults=0, more_faults=0, span=3.0, profile="mixed", split=False)
 WORKER, FRONTEND = "worker-1", "frontend-0"
 FAULTS: dict[str, AnyFault] = {
     "crash": f.Crash(at=AT, target=WORKER, duration=0.5),
