@@ -51,8 +51,8 @@ class Attempt:
     """
 
     __slots__ = (
-        "begun", "born", "cancelled", "deferred", "ends", "first_index", "handoff_pending", "ids", "in_hand", "index",
-        "key", "limit", "min_tokens", "over", "prompt_tokens", "request", "unsaid",
+        "begun", "cancelled", "deferred", "ends", "first_index", "handoff_pending", "ids", "index", "key", "limit",
+        "min_tokens", "over", "prompt_tokens", "request", "unsaid",
     )  # fmt: skip
 
     def __init__(
@@ -76,10 +76,6 @@ class Attempt:
         self.min_tokens = max(0, min(request.stop.min_tokens, self.limit) - len(generated))
         """What is left of the least number of tokens."""
         self.ends = frozenset((*request.stop.stop_token_ids, *(() if request.stop.ignore_eos else eos)))
-        self.born = 0.0
-        """Loop time at which the engine got it."""
-        self.in_hand = 0
-        """Tokens of all prompts that the engine had to compute by then, its own included."""
         self.begun = False
         """Whether the engine has said anything about it."""
         self.cancelled = self.over = False

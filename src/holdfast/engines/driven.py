@@ -60,6 +60,8 @@ class DrivenEngine(Engine):
         """Progress; adapters that hear of engine steps count them themselves (`counts_steps`)."""
         self._max_waiting = max_waiting
         self._pace = PrefillPace()
+        self._heard_at = 0.0
+        """Loop time at which the engine said something last, or got work after it had none."""
         self._live: dict[SequenceKey, Attempt] = {}
         self._tasks: dict[SequenceKey, asyncio.Task[None]] = {}
         self._helpers: dict[asyncio.Task[Any], None] = {}
@@ -133,8 +135,9 @@ class DrivenEngine(Engine):
             protocol=info.capabilities.handoff,
         )
         self.prepare(attempt)
+        if not self._live:
+            self._heard_at = self._loop.time()
         self._live[key] = attempt
-        attempt.born, attempt.in_hand = self._loop.time(), self._uncomputed()
         task = self._tasks[key] = self._loop.create_task(self._drive(attempt), name=f"sequence-{key}")
         task.add_done_callback(partial(self._forget, attempt))  # also of one that is cancelled before it has begun
 
@@ -262,12 +265,14 @@ class DrivenEngine(Engine):
     def _take(self, attempt: Attempt, output: Output) -> None:
         if attempt.over:
             return
+        now = self._loop.time()
         if not attempt.begun:
+            if not (output.cached_tokens or self._pending):  # of what comes in one turn only the first ends a silence
+                self._pace.came(self._uncomputed(), now - self._heard_at)
             attempt.begun = True
             attempt.handoff_pending = False
             self.prefilled += max(0, len(attempt.ids) - output.cached_tokens)
-            if not output.cached_tokens:
-                self._pace.came(attempt.in_hand, self._loop.time() - attempt.born)
+        self._heard_at = now
         if attempt.cancelled:
             self._heard_late(attempt, output)
             return

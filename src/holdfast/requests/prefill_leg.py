@@ -56,7 +56,7 @@ class PrefillLeg:
         self.accepted = False
         self.handoff: KvHandoff | None = None
         self.rendezvous = False
-        """Both legs are under way at once."""
+        """Both legs are under way side by side, the decode leg first."""
         self.ready_at = 0.0
         """When the prompt was computed."""
         self.lost_at = 0.0
@@ -71,7 +71,7 @@ class PrefillLeg:
         self._timers: list[asyncio.TimerHandle] = []
 
     def meet(self, card: ModelCard, rank: int, room: int) -> None:
-        """Make the hand-off of the style ``rendezvous``: both legs get it before either begins."""
+        """Make the hand-off of the style ``rendezvous``: both legs get it."""
         prompt, generated = self.generation.plan.prompt_ids, self.generation.generated_bytes()
         host, _, port = card.rendezvous.rpartition(":")
         self.rendezvous = True
