@@ -202,7 +202,13 @@ class GenerateRoute:
         context = story.context
         traceparent = context.traceparent if context is not None else ""
         steering = headers.steer(spec.steering)
-        route = route_of(steering.worker, steering.dp_rank, steering.session_id, steering.router)
+        route = route_of(
+            steering.worker,
+            steering.dp_rank,
+            steering.session_id,
+            steering.router,
+            steering.expected_output_tokens,
+        )
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
         plans: list[Plan] = []
         param = "messages" if prepared.surface == "chat_completions" else "prompt"

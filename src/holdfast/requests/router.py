@@ -16,7 +16,7 @@ from holdfast.base.errors import InvalidRequest, NoWorkers
 from holdfast.requests.fleet import ServingWorker
 from holdfast.requests.need import Need
 from holdfast.routing.affinity import Affinity
-from holdfast.routing.claims import ANY_RANK, Claim, Ledger
+from holdfast.routing.claims import ANY_RANK, Claim, Ledger, Output
 from holdfast.routing.kv import Decision, KvRouter, Prompt
 from holdfast.routing.policy import Policy, Wish
 from holdfast.routing.route import ANYWHERE
@@ -123,7 +123,10 @@ class Router:
             shared, cached = _NO_HASHES, need.tokens
         if self.kv is not None and rank == ANY_RANK and card is not None and card.data_parallel_size == 1:
             rank = 0
-        return ledger.take(choice.worker, need.tokens, size, rank=rank, cached=cached, hashes=shared)
+        claim = ledger.take(choice.worker, need.tokens, size, rank=rank, cached=cached, hashes=shared)
+        if self.settings.router_track_output_blocks and self.kv is not None and not self._prefill:
+            claim.follow(_output_of(need))
+        return claim
 
     def forget(self, instance: str) -> None:
         """A worker is gone."""
@@ -179,6 +182,13 @@ class Router:
             weights,
             {w.instance: route.preference(_taints(w, need.model)) for w in workers} if route.preferred else {},
         )
+
+
+def _output_of(need: Need) -> Output:
+    def generated() -> int:
+        return len(need.generated()) // 4
+
+    return Output(generated, generated(), need.route.expected_output)
 
 
 def _taints(worker: ServingWorker, model: str) -> frozenset[str]:

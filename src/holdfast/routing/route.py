@@ -38,6 +38,8 @@ class Route(msgspec.Struct, frozen=True):
     """Taints that its worker must have, as ``key=value``."""
     preferred: Mapping[str, float] = {}
     """Taints that are welcome, with weights; negative ones are unwelcome."""
+    expected_output: int = 0
+    """Tokens that its client expects of the whole answer (``agent_hints.osl``); 0: it did not say."""
     advised: str = ""
     """Instance id that a router named for it: taken while nothing speaks against it."""
 
@@ -57,7 +59,13 @@ class Route(msgspec.Struct, frozen=True):
 ANYWHERE = Route()
 
 
-def route_of(worker: str | None, rank: int | None, session: str | None, router: Mapping[str, Any]) -> Route:
+def route_of(
+    worker: str | None,
+    rank: int | None,
+    session: str | None,
+    router: Mapping[str, Any],
+    expected_output: int | None = None,
+) -> Route:
     """Return what a request wishes.
 
     Args:
@@ -65,11 +73,12 @@ def route_of(worker: str | None, rank: int | None, session: str | None, router: 
         rank: data-parallel rank.
         session: its name.
         router: ``nvext.router``; keys that are not known are left alone.
+        expected_output: tokens of its answer, as its client expects.
 
     Raises:
         InvalidRequest: a known key with a value that it cannot take.
     """
-    if not (worker or session or router or rank is not None):
+    if not (worker or session or router or rank is not None or expected_output):
         return ANYWHERE
     inner = router.get("router_config_override")
     flat = {**router, **inner} if isinstance(inner, Mapping) else router
@@ -94,6 +103,7 @@ def route_of(worker: str | None, rank: int | None, session: str | None, router: 
             str(taint): _number("routing_constraints.preferred", weight, least=None)
             for taint, weight in preferred.items()
         },
+        expected_output or 0,
     )
 
 
