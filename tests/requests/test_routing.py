@@ -90,6 +90,21 @@ async def test_a_stream_that_moves_is_placed_by_all_its_tokens() -> None:
     at_rest(fleet)
 
 
+@pytest.mark.parametrize("track", [False, True])
+async def test_output_between_two_reports_counts_only_where_it_is_followed(track: bool) -> None:
+    fleet, _ = kv_fleet(1, router=RouterSettings(router_track_output_blocks=track))
+    client = fleet.start(prompt=list(range(30)), length=600, route=Route(expected_output=400))
+    await settle()
+    stream = fleet.attempts[-1].accept().emit(200)
+    await settle()
+    ledger = fleet.services.admission.ledger
+    blocks = ledger.estimate(stream.worker, 0, BLOCK, 1).blocks
+    assert blocks == (15 - round(15 * 0.5) if track else 2), "231 tokens, all its own, half of the answer is over"
+    stream.emit(400).end("length")
+    await client.done()
+    at_rest(fleet)
+
+
 async def test_the_choice_is_explained() -> None:
     fleet, _ = kv_fleet(2)
     await serve(fleet, range(100))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from holdfast.kv.hashes import sequence_hashes
-from holdfast.routing.claims import Claim, Ledger
+from holdfast.routing.claims import Claim, Ledger, Output
 from holdfast.routing.saturation import RankLoad
 from holdfast.wire.frames import Load, Pong, Progress
 
@@ -199,3 +199,75 @@ def test_what_other_frontends_have_there_counts_after_their_first_report() -> No
     ours.release()
     assert ledger.estimate(worker, 0, BLOCK, 1).blocks <= 10
     assert other.estimate(worker, 0, BLOCK, 1) == (14, 0, 2), "until the next report"
+
+
+class Answer:
+    """A stream that generates; ``claim`` once it has one."""
+
+    def __init__(self, ledger: Ledger, worker: Worker, length: int, number: int, *, before: int = 0, expected: int = 0):
+        self.count, self.length = before, length
+        self.claim = ledger.take(worker, length, BLOCK, rank=0)
+        self.claim.follow(Output(lambda: self.count, before, expected))
+        self.claim.sent(number)
+        self.began = before
+
+    @property
+    def blocks(self) -> int:
+        """What an engine holds for it: room for one token more, once there is output."""
+        more = self.count - self.began
+        return -(-(self.length + more + (more > 0)) // BLOCK)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["take", "grow", "grow", "release", "pong"]), st.integers(0, 40)), max_size=60)
+)
+def test_followed_output_is_exact_between_reports_too(steps: list[tuple[str, int]]) -> None:
+    """Against an engine that reports what it really holds, at whatever moments."""
+    ledger, worker = Ledger(), Worker()
+    live: list[Answer] = []
+    sent = 0
+    for what, number in steps:
+        if what == "take":
+            sent += 1
+            live.append(Answer(ledger, worker, 10 + number, sent, before=number % 3))
+        elif what == "pong":
+            worker.pong = Pong(0, Progress(), Load(len(live), 0, sum(a.blocks for a in live), 100, 0), sent)
+        elif live and what == "grow":
+            live[number % len(live)].count += number
+        elif live:
+            one = live.pop(number % len(live))
+            one.claim.release(one.length + one.count - one.began)
+        truth = sum(one.blocks for one in live)
+        assert ledger.estimate(worker, 0, BLOCK, 1).blocks == truth
+        if worker.pong is not None:
+            assert load(ledger, worker).active_blocks == truth
+    for one in live:
+        one.claim.release(one.length)
+    assert ledger.held() == 0
+    assert not any(account.growing for account in ledger._accounts.values())
+
+
+def test_output_counts_for_an_engine_that_reports_nothing() -> None:
+    ledger, worker = Ledger(), Worker()
+    one = Answer(ledger, worker, 32, 1)
+    one.count = 40
+    worker.pong = Pong(0, Progress(), Load(), 1)
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks == 5
+
+
+def test_an_answer_near_its_announced_end_counts_less_but_what_others_share_counts_in_full() -> None:
+    ledger, worker = Ledger(), Worker()
+    shared = sequence_hashes([1, 2, 3, 4])
+    counts = [0, 0]
+    for number, hashes in enumerate((shared, sequence_hashes([1, 2, 9, 9]))):
+        claim = ledger.take(worker, 4 * BLOCK, BLOCK, rank=0, hashes=hashes)
+        claim.follow(Output(lambda number=number: counts[number], 0, 64 if not number else 0))
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks == 6
+    counts[0] = 48
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks == 6 + 4 - round((2 + 4) * 48 / 64), "own: 2 of 4, and output"
+    counts[0] = 500
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks == 2 + 2, "an answer longer than announced is never negative"
+    counts[1] = 16
+    assert ledger.estimate(worker, 0, BLOCK, 1).blocks == 2 + 2 + 2, "where nobody said how long: in full"
+    (seen,) = ledger.loads(worker, BLOCK, 100, 1)
+    assert seen is None or seen.active_blocks > 30, "a threshold sees what is really there"

@@ -166,6 +166,32 @@ def test_wspt_lets_nobody_be_overtaken_for_longer_than_its_own_handicap(
             assert requests[earlier][0] <= arrived + handicap
 
 
+def test_lcfs_serves_the_last_one_first_and_strict_priorities_and_promises_before_it() -> None:
+    queue: WaitQueue[str] = WaitQueue(10, "lcfs")
+    queue.join("first", "m", Rank(), 0.0)
+    queue.join("vip", "m", Rank(0, 5), 1.0)
+    queue.join("second", "m", Rank(), 2.0)
+    queue.join("strict", "m", Rank(1), 0.0)
+    queue.join("promised", "m", Rank(), 9.0, promised=True)
+    assert queue.before("m", Rank(2), 3.0), "promises go first whatever the policy"
+    assert drain(queue) == ["promised", "strict", "vip", "second", "first"]
+    queue.join("first", "m", Rank(), 0.0)
+    assert not queue.before("m", Rank(), 1.0), "a newcomer need not stand behind"
+
+
+def test_lcfs_starves_as_the_reference_does() -> None:
+    """The first one is served last while one comes for each that is served: documented, only its deadline ends it."""
+    queue: WaitQueue[str] = WaitQueue(1000, "lcfs")
+    queue.join("patient", "m", Rank(), 0.0)
+    for second in range(1, 100):
+        queue.join(f"late {second}", "m", Rank(), float(second))
+        head = queue.head("m")
+        assert head is not None
+        assert head.item == f"late {second}"
+        queue.leave(head)
+    assert drain(queue) == ["patient"]
+
+
 def drain(queue: WaitQueue[Any]) -> list[Any]:
     served = []
     while (head := queue.head("m")) is not None:

@@ -10,13 +10,14 @@ and frontends that do not know each other agree within one ping interval. What i
 ``last_open``, without the worker's telling.
 
 Blocks are counted once however many of our streams hold them (`prefixes`), if the hashes of their prompts are known.
+What streams have grown by since the last pong is counted only for those whose `Output` is followed.
 Must never decide anything.
 """
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from holdfast.routing.prefixes import Prefixes
@@ -62,6 +63,22 @@ class Sums(NamedTuple):
     blocks: int
     tokens: int
     requests: int
+
+
+class Output(NamedTuple):
+    """What a stream generates, looked at when its load is asked for (`router_track_output_blocks`)."""
+
+    generated: Callable[[], int]
+    """Tokens after its prompt, by now."""
+    before: int
+    """Those that were there when it claimed its room."""
+    expected: int = 0
+    """As its client says, of the whole answer; 0: unknown."""
+
+    @property
+    def left(self) -> float:
+        """The share of the answer that is still to come; 1 where nobody said how long it will be."""
+        return max(0.0, 1.0 - self.generated() / self.expected) if self.expected else 1.0
 
 
 class _Rank:
@@ -142,7 +159,7 @@ class _Rank:
 class _Account:
     """All claims on one process of a worker."""
 
-    __slots__ = ("held", "pong", "ranks", "unseen", "worker")
+    __slots__ = ("growing", "held", "pong", "ranks", "unseen", "worker")
 
     def __init__(self, worker: Reporting):
         self.worker = worker
@@ -151,6 +168,8 @@ class _Account:
         self.ranks: dict[int, _Rank] = {}
         self.unseen: dict[Claim, None] = {}
         """Claims that the last pong does not include."""
+        self.growing: dict[Claim, int] = {}
+        """Those whose output is followed, with the blocks of theirs that the last pong includes, or were claimed."""
 
     def rank(self, number: int) -> _Rank:
         found = self.ranks.get(number)
@@ -170,16 +189,33 @@ class _Account:
             }
         for number, rank in self.ranks.items():
             rank.seen([c for c in self.unseen if c.rank == number])
+        if self.growing:
+            self.growing = {c: n if c in self.unseen else c.blocks_now() for c, n in self.growing.items()}
+
+    def grown(self, number: int) -> int:
+        """Return the blocks by which the followed claims on a rank have grown since the last pong."""
+        return sum(max(0, c.blocks_now() - n) for c, n in self.growing.items() if c.rank == number)
+
+    def outgrown(self, number: int) -> int:
+        """Return the blocks by which they have grown since they were claimed."""
+        return sum(c.blocks_now() - c.blocks for c in self.growing if c.rank == number)
+
+    def ending(self, number: int) -> int:
+        """Return how many of the blocks that only one followed claim on a rank needs are as good as free again."""
+        return round(sum((1.0 - c.output.left) * c.own_blocks() for c in self.growing if c.rank == number and c.output))
 
 
 class Claim:
     """One attempt's share of its worker. `sent` when its stream is open, `release` when it is over."""
 
-    __slots__ = ("_account", "_block_size", "blocks", "hashes", "held", "rank", "stream", "tokens")
+    __slots__ = (
+        "_account", "_block_size", "_length", "blocks", "hashes", "held", "output", "rank", "stream", "tokens",
+    )  # fmt: skip
 
     def __init__(self, account: _Account, block_size: int, length: int, *, cached: int, rank: int, hashes: array[int]):
         self._account: _Account | None = account
         self._block_size = block_size
+        self._length = length
         self.hashes = hashes
         self.blocks = max(_blocks(length, block_size), len(hashes))
         """Blocks of the whole sequence, shared or not."""
@@ -188,9 +224,31 @@ class Claim:
         self.rank = rank
         self.stream = 0
         """Its stream's number on the connection to the worker; 0: not sent, or `ELSEWHERE`."""
+        self.output: Output | None = None
+        """If it is followed."""
         part = account.rank(rank)
         self.held = part.prefixes.root
         part.take(self)
+
+    def follow(self, output: Output) -> None:
+        """Count what it grows by between two pongs, too."""
+        if self._account is not None:
+            self.output = output
+            self._account.growing[self] = self.blocks
+
+    def blocks_now(self) -> int:
+        """Return the blocks of the whole sequence with its output, the one for its next token included."""
+        output = self.output
+        more = output.generated() - output.before if output is not None else 0
+        return max(self.blocks, _blocks(self._length + more + 1, self._block_size)) if more > 0 else self.blocks
+
+    def own_blocks(self) -> int:
+        """Return those of `blocks_now` that no other of our streams there shares."""
+        node, own = self.held, self.blocks_now() - len(self.hashes)
+        while node.parent is not None and node.refs == 1:
+            own += node.end - node.start
+            node = node.parent
+        return own
 
     def sent(self, stream: int) -> None:
         """The stream was opened under that number."""
@@ -228,6 +286,8 @@ class Claim:
         if fresh:
             del account.unseen[self]
         grown = max(0, _blocks(length + 1, self._block_size) - self.blocks)
+        if self.output is not None:
+            grown, self.output = account.growing.pop(self) - self.blocks, None
         account.rank(self.rank).drop(self, grown, fresh=fresh)
 
 
@@ -302,6 +362,8 @@ class Ledger:
         observed: list[RankLoad | None] = []
         for number, one in enumerate(said[:ranks]):
             blocks, tokens, _ = _estimate(one, account, number, block_size, max(1, ranks))
+            if account is not None and account.growing:
+                blocks += account.grown(number) + _share(account.grown(ANY_RANK), max(1, ranks))
             observed.append(RankLoad(blocks, one.kv_total_blocks or total_blocks, tokens))
         return observed + [None] * (ranks - len(observed))
 
@@ -322,12 +384,19 @@ class Ledger:
         if load.ranks:
             load = load.ranks[rank] if rank < len(load.ranks) else _NO_LOAD
         blocks, tokens, requests = _estimate(load, account, rank, block_size, ranks)
-        own = account.ranks.get(rank) if account is not None else None
-        if own is None:
+        if account is None:
             return Estimate(blocks, tokens, requests)
-        if not load.kv_total_blocks:
-            tokens = max(tokens, own.tokens)
-        return Estimate(max(blocks, own.blocks), tokens, max(requests, own.requests))
+        if account.growing:
+            blocks += account.grown(rank) + _share(account.grown(ANY_RANK), ranks)
+        own = account.ranks.get(rank)
+        if own is not None:
+            if not load.kv_total_blocks:
+                tokens = max(tokens, own.tokens)
+            blocks = max(blocks, own.blocks + (account.outgrown(rank) if account.growing else 0))
+            requests = max(requests, own.requests)
+        if account.growing:
+            blocks = max(0, blocks - account.ending(rank) - _share(account.ending(ANY_RANK), ranks))
+        return Estimate(blocks, tokens, requests)
 
     def _account(self, worker: Reporting) -> _Account:
         key = (worker.instance, worker.epoch)

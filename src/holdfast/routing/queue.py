@@ -10,6 +10,10 @@ uncached tokens, divided by 1 + priority, take at `TOKENS_PER_SECOND`, `LONGEST_
 together this is the reference's order, (1 + priority) / tokens; and nobody is overtaken by a request that comes later
 than its own handicap after it, so that nobody starves.
 
+The policy ``lcfs`` is the reference's, for experiments that compare: the last goes first, each point of priority
+counts as having come one second later. It starves by design: while more come than are served, the first ones wait
+until their time is over, and that bound (`AdmissionSettings.admission_queue_timeout`) is all that protects them.
+
 Shedding order is another one: the least important goes first (strict priority, then priority, negative ones count
 here too), and among equals the one that came last, so that a newcomer never displaces its equal.
 
@@ -151,6 +155,8 @@ class WaitQueue(Generic[T]):
         points = max(0, rank.priority)
         if self.policy == "fcfs":
             return arrived - points * SECONDS_PER_PRIORITY
+        if self.policy == "lcfs":
+            return -arrived - points * SECONDS_PER_PRIORITY
         return arrived + min(LONGEST_HANDICAP, tokens / TOKENS_PER_SECOND / (1 + points))
 
     def _least(self) -> Waiting[T] | None:

@@ -9,7 +9,7 @@ import msgspec
 from holdfast.base.settings import setting
 from holdfast.routing.cost import DECODE_LOAD_SCALE, RECOMPUTE_WEIGHT, Weights
 
-QueuePolicy = Literal["fcfs", "wspt"]
+QueuePolicy = Literal["fcfs", "wspt", "lcfs"]
 
 
 class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,6 +104,14 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     router_track_active_blocks: Annotated[
         bool, setting("DYN_ROUTER_TRACK_ACTIVE_BLOCKS", "Whether blocks in use count.")
     ] = True
+    router_track_output_blocks: Annotated[
+        bool,
+        setting(
+            "DYN_ROUTER_TRACK_OUTPUT_BLOCKS",
+            "Whether blocks that answers grow into count between two reports of their worker, too, and those of an "
+            "answer near the end that its client announced (agent_hints.osl) count less.",
+        ),
+    ] = False
     router_track_prefill_tokens: Annotated[
         bool, setting("DYN_ROUTER_TRACK_PREFILL_TOKENS", "Whether prompt tokens still to compute count.")
     ] = True
@@ -131,7 +139,11 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     router_queue_policy: Annotated[
         QueuePolicy,
-        setting("DYN_ROUTER_QUEUE_POLICY", "Order of those that wait: fcfs, or wspt (few tokens to compute go first)."),
+        setting(
+            "DYN_ROUTER_QUEUE_POLICY",
+            "Order of those that wait: fcfs, wspt (few tokens to compute go first), or lcfs (the last goes first; for "
+            "comparisons only, the first ones may wait until their time is over).",
+        ),
     ] = "fcfs"
     router_session_affinity_ttl_secs: Annotated[
         int | None,
