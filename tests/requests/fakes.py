@@ -270,6 +270,12 @@ class Fleet:
     def has_prefill(self, model: str) -> bool:
         return any(model in w.cards and w.cards[model].role == "prefill" for w in self.workers)
 
+    def needs_prefill(self, model: str) -> bool:
+        return any(model in w.cards and not w.cards[model].local_prefill for w in self.workers)
+
+    def prefill_workers(self, model: str) -> list[FakeWorker]:
+        return [w for w in self.workers if model in w.cards and w.cards[model].role == "prefill"]
+
     def prefill(self, model: str) -> list[FakeWorker]:
         return [w for w in self.workers if w.usable and model in w.cards and w.cards[model].role == "prefill"]
 

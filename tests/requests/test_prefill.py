@@ -26,6 +26,7 @@ from holdfast.base.errors import (
 )
 from holdfast.models.card import ModelCard
 from holdfast.requests.config import DisaggSettings
+from holdfast.routing.route import Route, route_of
 from tests.requests.fakes import Client, FakeStream, FakeWorker, Fleet, card, settle
 from tests.support.virtual_time import virtual
 
@@ -618,3 +619,175 @@ async def test_hand_offs_that_always_fail_come_to_an_end() -> None:
     assert isinstance(ending.error, NoWorkers)
     assert len(fleet.legs) <= 5
     assert fleet.leases() == {}
+
+
+def dependent(**more: Any) -> Split:
+    """Decode workers that compute no prompts, as SGLang's."""
+    return Split(**{"both": {"local_prefill": False}, **more})
+
+
+@pytest.mark.parametrize("prefill", [0, 1])
+@virtual
+async def test_without_a_prefill_worker_a_stream_waits_and_is_never_sent_to_one_that_cannot(prefill: int) -> None:
+    fleet = dependent(prefill=prefill, decode=2)
+    for worker in fleet.prefill("m"):
+        worker.usable = False
+    client = fleet.start(length=LENGTH, wait=30.0)
+    await later(10.0)
+    assert fleet.attempts == []
+    if prefill:
+        fleet.named("p1").usable = True
+    else:
+        fleet.add("p1", model_card=prefill_card())
+    await later(1.0)
+    fleet.legs[-1].accept().hand_over()
+    await finish(fleet, client)
+    assert fleet.reasons == ["remote"]
+
+
+@virtual
+async def test_the_wait_for_a_prefill_worker_ends_with_what_is_missing() -> None:
+    fleet = dependent(prefill=0)
+    client = fleet.start(length=LENGTH, wait=12.0)
+    await later(11.0)
+    assert not client.sink.endings
+    ending = await client.done()
+    assert isinstance(ending.error, NoWorkers)
+    assert "within 12 s" in ending.error.message
+    assert "cannot compute prompts themselves; start a prefill worker" in ending.error.message
+    assert ending.error.details["reason"] == "no_prefill_worker"
+    assert ending.error.retry_after
+    assert (ending.state, fleet.attempts) == ("rejected", [])
+    assert fleet.leases() == {}
+    assert fleet.services.admission.ledger.held() == 0
+
+
+@pytest.mark.parametrize("trouble", ["none there", "dies", "refuses", "saturated", "unfit"])
+@virtual
+async def test_what_nobody_computes_for_them_goes_to_one_that_does_the_whole(trouble: str) -> None:
+    fleet = dependent(prefill=0 if trouble in ("none there", "unfit") else 1, decode=3)
+    if trouble == "unfit":
+        fleet.add("p1", model_card=prefill_card(handoff="nixl"))
+    whole = fleet.add("a1", model_card=card(role="aggregated"))
+    clients = [fleet.start(length=LENGTH) for _ in range(4)]
+    await settle()
+    for leg in list(fleet.legs):
+        if trouble == "dies":
+            leg.accept()
+        elif trouble in ("refuses", "saturated"):
+            leg.refuse(WorkerSaturated("full") if trouble == "saturated" else EngineFailed("cuda"))
+    if trouble == "dies" and fleet.legs:
+        fleet.named("p1").die()
+    for _ in range(8):
+        await later(0.5)
+        for stream in fleet.decodes:
+            if not stream.over and not stream.accepted:
+                assert stream.worker is whole, "a prompt for one that computes none"
+                assert stream.request.handoff is None
+                stream.accept().emit(LENGTH).end("length")
+    for client in clients:
+        ending = await client.done()
+        assert (ending.state, ending.completion_tokens) == ("done", LENGTH), ending
+    assert fleet.leases() == {}
+
+
+@virtual
+async def test_one_that_does_the_whole_ends_the_wait_when_it_comes() -> None:
+    fleet = dependent(prefill=0)
+    client = fleet.start(length=LENGTH, wait=30.0)
+    await later(5.0)
+    fleet.add("a1", model_card=card(role="aggregated"))
+    await later(0.5)
+    assert fleet.decodes[-1].worker.instance == "a1"
+    await finish(fleet, client, local=True)
+
+
+@virtual
+async def test_a_failed_hand_off_is_made_anew_where_the_decode_worker_cannot_compute() -> None:
+    fleet = dependent(prefill=1, decode=1)
+    client = fleet.start(length=LENGTH)
+    for number in range(2):
+        await settle()
+        assert len(fleet.legs) == number + 1
+        fleet.legs[-1].accept().hand_over()
+        await settle()
+        assert all(decode.request.handoff is not None for decode in fleet.decodes)
+        if not number:
+            fleet.decodes[-1].accept().end("error", HandoffLost("no blocks"))
+    await finish(fleet, client)
+
+
+@virtual
+async def test_short_prompts_do_not_stay_where_they_cannot() -> None:
+    fleet = dependent(disagg={"max_local_prefill_length": 1000})
+    client = fleet.start(length=LENGTH)
+    await settle()
+    fleet.legs[-1].accept().hand_over()
+    await finish(fleet, client)
+    assert fleet.reasons == ["remote"]
+
+
+@virtual
+async def test_a_stream_that_moves_waits_for_a_prefill_worker_too() -> None:
+    fleet = dependent(prefill=1, decode=2)
+    client = fleet.start(length=LENGTH, wait=30.0)
+    await settle()
+    fleet.legs[-1].accept().hand_over()
+    await settle()
+    decode = fleet.decodes[-1].accept().emit(5)
+    fleet.named("p1").usable = False
+    decode.worker.die()
+    await later(3.0)
+    assert len(fleet.decodes) == 1
+    fleet.named("p1").usable = True
+    await later(0.5)
+    assert len(fleet.legs[-1].request.generated_ids) == 4 * 5
+    fleet.legs[-1].accept().hand_over()
+    await finish(fleet, client)
+
+
+def naming(prefill: str, **more: Any) -> Route:
+    return route_of(None, None, None, {}, prefill=prefill, **more)
+
+
+@pytest.mark.parametrize("wanted", ["p1", "p2", "p3"])
+@virtual
+async def test_a_request_can_name_its_prefill_worker(wanted: str) -> None:
+    fleet = Split(prefill=3, disagg={"max_local_prefill_length": 1000})
+    for _ in range(2):
+        client = fleet.start(length=LENGTH, route=naming(wanted))
+        await settle()
+        leg = fleet.legs[-1]
+        assert leg.worker.instance == wanted
+        leg.accept().hand_over()
+        await finish(fleet, client)
+        assert client.stream.driver.prefilled_by == (wanted, -1)
+
+
+@virtual
+async def test_an_unknown_prefill_worker_is_an_error_before_any_work() -> None:
+    for prefill in (0, 2):
+        fleet = Split(prefill=prefill)
+        client = fleet.start(length=LENGTH, route=naming("p9"))
+        ending = await client.done()
+        assert isinstance(ending.error, NoWorkers)
+        assert "Prefill worker p9, which the request names" in ending.error.message
+        assert f"{prefill} others" in ending.error.message
+        assert (ending.state, fleet.attempts, fleet.leases()) == ("rejected", [], {})
+
+
+@pytest.mark.parametrize("how", ["refuses", "away", "saturated"])
+@virtual
+async def test_another_one_does_it_where_the_named_one_cannot(how: str) -> None:
+    fleet = Split(prefill=2)
+    if how == "away":
+        fleet.named("p2").usable = False
+    client = fleet.start(length=LENGTH, route=naming("p2"))
+    await settle()
+    if how != "away":
+        assert fleet.legs[-1].worker.instance == "p2"
+        fleet.legs[-1].refuse(WorkerSaturated("full") if how == "saturated" else EngineFailed("cuda"))
+        await settle()
+    assert fleet.legs[-1].worker.instance == "p1"
+    fleet.legs[-1].accept().hand_over()
+    await finish(fleet, client)

@@ -67,3 +67,18 @@ async def test_the_departure_of_a_prefill_worker_says_nothing_about_the_model():
         await fleet.until(lambda: not fleet.pool.has_prefill("m"))
         host.crash()
         assert fleet.pool.replacement_expected("m")
+
+
+@virtual
+async def test_decode_workers_that_compute_no_prompts_are_known_by_their_cards():
+    async with Fleet() as fleet:
+        await fleet.add("p", cards=(a_card(**PREFILL, local_prefill=False),))
+        await fleet.add("d", cards=(a_card(**DECODE),))
+        await fleet.until(lambda: fleet.usable() == ["d"])
+        assert not fleet.pool.needs_prefill("m")
+        await fleet.add("e", cards=(a_card(**DECODE, local_prefill=False),))
+        await fleet.until(lambda: len(fleet.usable()) == 2)
+        assert fleet.pool.needs_prefill("m")
+        assert [w.instance for w in fleet.pool.prefill_workers("m")] == ["p"]
+        await fleet.owner.withdraw("e")
+        await fleet.until(lambda: not fleet.pool.needs_prefill("m"))

@@ -183,6 +183,8 @@ class Capabilities(msgspec.Struct, frozen=True, omit_defaults=True):
     """Protocol of KV hand-offs (`KvHandoff.protocol`); empty: none."""
     handoff_phase: HandoffPhase = "after_prefill"
     cancel_until: CancelUntil = "anytime"
+    local_prefill: bool = True
+    """It computes prompts itself. False (SGLang's decode workers): it only goes on from blocks that are handed over."""
     lora: bool = False
     """Adapters can be loaded and unloaded while it runs."""
 

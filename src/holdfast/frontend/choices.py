@@ -89,15 +89,19 @@ class Choice(abc.ABC):
     def extension(self) -> dict[str, Any] | None:
         """Return what the client has asked to be told in ``nvext`` (``extra_fields``); None: nothing.
 
-        A worker does prefill and decode here, so both names are its.
+        Where no prefill worker had a part in the latest attempt, both names are those of its worker.
         """
         stream = self.stream
         if stream is None or "worker_id" not in self.answer.prepared.spec.extra_fields:
             return None
         driver = stream.driver
-        rank = max(0, driver.rank)
-        told: dict[str, Any] = {f"{part}_worker_id": stream.worker for part in ("prefill", "decode")}
-        told |= {f"{part}_dp_rank": rank for part in ("prefill", "decode")}
+        prefill, rank = driver.prefilled_by or (stream.worker, driver.rank)
+        told: dict[str, Any] = {
+            "prefill_worker_id": prefill,
+            "decode_worker_id": stream.worker,
+            "prefill_dp_rank": max(0, rank),
+            "decode_dp_rank": max(0, driver.rank),
+        }
         if driver.overlap is not None:
             told["overlap_blocks"] = driver.overlap
         return {"worker_id": told}

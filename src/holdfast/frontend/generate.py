@@ -208,6 +208,7 @@ class GenerateRoute:
             steering.session_id,
             steering.router,
             steering.expected_output_tokens,
+            prefill=steering.prefill_worker,
         )
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
         plans: list[Plan] = []

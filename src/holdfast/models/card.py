@@ -76,6 +76,8 @@ class ModelCard(msgspec.Struct, frozen=True, omit_defaults=True):
     rendezvous: str = ""
     """``host:port`` at which decode legs meet this prefill worker."""
     cancel_until: str = "anytime"
+    local_prefill: bool = True
+    """False: a decode worker that computes no prompts, and gets no stream without a hand-off."""
     not_restored: tuple[str, ...] = ()
     """What a continuation starts anew on this engine: ``seed``, ``penalties``, ``min_tokens``, ``guided``."""
 

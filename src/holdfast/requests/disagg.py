@@ -13,12 +13,13 @@ import random
 from collections.abc import Sequence
 from typing import Literal
 
+from holdfast.base.errors import NoWorkers
 from holdfast.models.card import ModelCard
 from holdfast.models.pairing import mismatch
 from holdfast.requests.config import DisaggSettings
 from holdfast.requests.fleet import Pool, ServingWorker
 from holdfast.requests.leases import LeaseBook
-from holdfast.requests.need import Need, Placed
+from holdfast.requests.need import Need, Placed, computes
 from holdfast.requests.router import Router
 from holdfast.routing.admission import Admission
 from holdfast.routing.claims import ANY_RANK
@@ -61,24 +62,58 @@ class Prefills:
         self.router = router
         self._pool, self._admission, self._leases, self._rng = pool, admission, leases, rng
 
-    def concerns(self, model: str) -> bool:
-        """Return whether prompts of this model may be computed apart; asked for every attempt."""
-        return self._pool.has_prefill(model) or self.settings.enforce_disagg
+    def concerns(self, need: Need) -> bool:
+        """Return whether there is anything to decide: where a prompt of this model is computed; asked per attempt."""
+        pool, model = self._pool, need.model
+        return (
+            pool.has_prefill(model)
+            or pool.needs_prefill(model)
+            or self.settings.enforce_disagg
+            or bool(need.route.prefill)
+        )
+
+    def only_apart(self, model: str) -> bool:
+        """Return whether nobody who could get a stream of this model now computes its prompt as well."""
+        if not self._pool.needs_prefill(model):
+            return False
+        usable = self._pool.usable(model)
+        return bool(usable) and not any(computes(worker, model) for worker in usable)
+
+    def none_usable(self, model: str) -> bool:
+        """Return whether no prefill worker could get a prompt of this model now."""
+        return not self._pool.prefill(model)
+
+    def check_named(self, need: Need) -> None:
+        """Refuse a new stream that names a prefill worker nobody knows. Raises NoWorkers."""
+        wanted = need.route.prefill
+        if not wanted or need.promised:
+            return
+        known = self._pool.prefill_workers(need.model)
+        if all(worker.instance != wanted for worker in known):
+            raise NoWorkers(
+                f"Prefill worker {wanted}, which the request names (x-prefill-instance-id, nvext.prefill_worker_id), "
+                f"is unknown: {len(known)} others compute prompts of model '{need.model}'.",
+                model=need.model,
+                param="x-prefill-instance-id",
+                retry_after=5.0,
+            )
 
     def likely(self, model: str) -> bool:
         """Return whether a prompt of this model will be computed apart before its decode worker is known.
 
         Then that worker is chosen by its load alone: what its cache holds is not computed there either way.
         """
-        return not self.settings.conditional and bool(self._pool.prefill(model))
+        return (not self.settings.conditional or self.only_apart(model)) and bool(self._pool.prefill(model))
 
     def keeps_local(self, need: Need, placed: Placed) -> Reason | None:
         """Return why the decode worker should compute this prompt; None: it should not.
 
-        What counts is the effective length: without what the decode worker has in its cache, as far as that is known.
+        None as well where it cannot, or the request names who should. What counts is the effective length: without what
+        the decode worker has in its cache, as far as that is known.
         """
         settings = self.settings
-        if not settings.conditional:
+        named = need.route.prefill and not need.promised
+        if not settings.conditional or named or not computes(placed.worker, need.model):
             return None
         decision = placed.decision
         cached = decision.overlap * decision.block_size if decision is not None else 0
@@ -113,7 +148,9 @@ class Prefills:
         left = [w for w in fitting if (w.instance, w.epoch) not in avoid]
         if not left:
             return "failed"
-        free: Sequence[ServingWorker] = self._admission.with_room(model, left)
+        named = [w for w in left if w.instance == need.route.prefill] if need.route.prefill else []
+        free: Sequence[ServingWorker] = self._admission.with_room(model, named) if named else ()
+        free = free or self._admission.with_room(model, left)
         choice = self.router.choose(need, free, _NOBODY, asyncio.get_running_loop().time()) if free else None
         if choice is None:
             return "saturated"

@@ -40,7 +40,7 @@ class Driver:
 
     __slots__ = (
         "_generation", "_interrupted", "_prefilling", "_services", "_stalled_at", "_task", "considered", "history",
-        "join", "moves", "need", "overlap", "rank",
+        "join", "moves", "need", "overlap", "prefilled_by", "rank",
     )  # fmt: skip
 
     def __init__(self, generation: Generation, services: Services):
@@ -61,6 +61,8 @@ class Driver:
         self.moves: list[Move] = []
         self.rank = ANY_RANK
         """Data-parallel rank of the latest attempt; `ANY_RANK`: the engine chose."""
+        self.prefilled_by: tuple[str, int] | None = None
+        """Instance id and data-parallel rank of the prefill worker of the latest attempt, if it had one."""
         self.overlap: int | None = None
         """Blocks that the router found in the cache of its worker; None: it was not asked."""
         self.considered: list[Considered] = []
@@ -114,7 +116,7 @@ class Driver:
         placement, plan = self._services.placement, self._generation.plan
         self.need.tokens = plan.prompt_length + self._generation.count
         prefilling = self._prefilling
-        if prefilling is not None or self._services.prefills.concerns(plan.model):
+        if prefilling is not None or self._services.prefills.concerns(self.need):
             prefilling = self._prefilling = prefilling or Prefilling(self._generation, self._services)
             prefilling.expect()
         placed = await placement.find(self.need, plan.deadlines.wait)
@@ -148,6 +150,7 @@ class Driver:
             leg.attempt = attempt
         candidates = self._services.policy.considered
         self.rank = placed.rank
+        self.prefilled_by = (leg.placed.worker.instance, leg.placed.rank) if leg is not None else None
         self.overlap = placed.decision.overlap if placed.decision is not None else None
         if placed.decision is None:
             shown = tuple([(w.instance, w.in_flight, w.queued, None) for w in candidates[:CONSIDERED_SHOWN]])

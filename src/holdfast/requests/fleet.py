@@ -57,8 +57,14 @@ class Pool(Protocol):
     def has_prefill(self, model: str) -> bool:
         """Return whether somebody computes prompts of a model for others, in whatever state."""
 
+    def needs_prefill(self, model: str) -> bool:
+        """Return whether somebody who serves a model computes no prompts of it, in whatever state."""
+
     def prefill(self, model: str) -> Sequence[ServingWorker]:
         """Return those that may get prompts now; none of them is ever among the usable ones."""
+
+    def prefill_workers(self, model: str) -> Sequence[ServingWorker]:
+        """Return those that compute prompts of a model for others, in whatever state."""
 
     def replacement_expected(self, model: str) -> bool:
         """Return whether it makes sense to wait for one."""

@@ -68,7 +68,7 @@ class Need:
 
     __slots__ = (
         "avoid", "chain", "crowded", "fingerprint", "full", "generated", "model", "party", "queued_at", "rank",
-        "refused", "remote", "route", "since", "started", "suspicion", "tokens",
+        "refused", "remote", "route", "since", "started", "suspicion", "tokens", "whole",
     )  # fmt: skip
 
     def __init__(self, model: str, rank: Rank = DEFAULT_RANK, route: Route = ANYWHERE):
@@ -95,6 +95,8 @@ class Need:
         self.fingerprint = ""
         self.remote = False
         """Its next worker will find the prompt computed: only its load counts, and it has none of it to compute."""
+        self.whole = False
+        """Its next worker has to compute the prompt: those that cannot are left out while there are others."""
         self.suspicion = Record()
         self.started = False
         """Some worker has accepted this stream: it waits for room instead of being rejected."""
@@ -171,6 +173,12 @@ class Placed:
         self.lease.release()
         self.claim.release(length)
         self.end_trial()
+
+
+def computes(worker: ServingWorker, model: str) -> bool:
+    """Return whether a worker can compute prompts of a model itself; some decode workers cannot (SGLang's)."""
+    card = worker.card(model)
+    return card is None or card.local_prefill
 
 
 def _no_tokens() -> bytes:

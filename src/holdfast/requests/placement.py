@@ -22,7 +22,7 @@ from holdfast.base.errors import CapacityExhausted, HoldfastError, NoWorkers
 from holdfast.requests.fleet import Pool, ServingWorker
 from holdfast.requests.leases import Lease, LeaseBook
 from holdfast.requests.line import Line
-from holdfast.requests.need import ASK_AGAIN, Need, Placed, Watch
+from holdfast.requests.need import ASK_AGAIN, Need, Placed, Watch, computes
 from holdfast.requests.poison import POISON_DEATHS, Inquest
 from holdfast.requests.router import Router
 from holdfast.routing.admission import Admission
@@ -96,7 +96,7 @@ class Placement:
         """
         loop = asyncio.get_running_loop()
         now = loop.time()
-        if not need.promised and self.line.open and self.line.overtakes(need, now):
+        if self.line.open and not need.promised and self.line.overtakes(need, now):
             return await self.line.stand(need, None, partial(self._look, need))
         if need.queued_at is None and need.since is not None and now - need.since >= max(wait, LEAST_SEARCH):
             raise self._nobody(need, now - need.since, wait)
@@ -134,7 +134,7 @@ class Placement:
     def _now(self, need: Need, now: float, *, alone: bool = True) -> Placed | None:
         candidates = self._with_room(need, self._usable(need, now), now)
         record = need.suspicion
-        suspect = record.suspect
+        suspect = bool(record.deaths) and record.suspect
         if suspect and alone:
             self._inquest.still(record)
             candidates = [] if self._inquest.moving else [w for w in candidates if self._quiet(w)]
@@ -146,7 +146,7 @@ class Placement:
             return None
         worker = choice.worker
         watch = None
-        if suspect or record.known:
+        if suspect or (record.deaths and record.known):
             watch = Watch(self._leases.take("trial" if suspect else "probation", worker.instance), self._trial_over)
         claim = self._router.claim(self._admission.ledger, need, choice)
         need.party.admit()
@@ -161,7 +161,8 @@ class Placement:
         return self._router.new_tokens(need, self._pool.usable(need.model), asyncio.get_running_loop().time())
 
     def _usable(self, need: Need, now: float) -> Sequence[ServingWorker]:
-        return self._router.eligible(need, self._pool.usable(need.model), now)
+        found = self._router.eligible(need, self._pool.usable(need.model), now)
+        return [w for w in found if computes(w, need.model)] or found if need.whole else found
 
     def release(self, need: Need, placed: Placed, *, worked: bool) -> None:
         """An attempt is over: there may be room for somebody else.
@@ -216,6 +217,10 @@ class Placement:
             CapacityExhausted: a new request that nobody has room for, and there is no queue.
         """
         need.full = None
+        if not need.refused and not need.promised:
+            free = self._admission.with_room(need.model, usable)
+            if free or not usable:  # there is nothing to judge
+                return free
         refused = self._unwilling(need, now) if need.refused else {}
         if need.promised or (need.party.admitted and need.party.size > 1):
             return self._for_the_promised(need, [w for w in usable if (w.instance, w.epoch) not in refused], now)

@@ -5,8 +5,10 @@ style ``rendezvous``, under way), or nothing, and then the decode worker compute
 to another prefill worker, within the budget of repeated attempts, or to the decode worker; `DYN_ENFORCE_DISAGG` turns
 the second into a typed error. A leg whose decode worker did not take the stream is kept for the next one.
 
-Some decode workers cannot compute prompts (SGLang's); they refuse one with `NoWorkers`. From then on the stream waits,
-within the bound of every wait for a worker, for a prefill worker.
+Some decode workers cannot compute prompts (SGLang's); their cards say so, and they never get a stream without a leg.
+What nobody computes for them goes to a worker that can do the whole, if there is one; else the stream waits, within the
+bound of every wait for a worker, for a prefill worker, and then ends with an error that says so. One whose card is too
+old to say it refuses with `NoWorkers`, and from then on its stream is treated in the same way.
 
 Runs in the stream's own task, so that no leg outlives its stream. Must never touch tokens.
 """
@@ -22,7 +24,7 @@ from holdfast.base.errors import AcceptOverdue, HandoffFault, HoldfastError, NoW
 from holdfast.models.pairing import mismatch
 from holdfast.requests.disagg import Reason
 from holdfast.requests.migration import poisoned
-from holdfast.requests.need import Placed
+from holdfast.requests.need import Placed, computes
 from holdfast.requests.prefill_leg import PrefillLeg
 
 if TYPE_CHECKING:
@@ -58,7 +60,10 @@ class Prefilling:
         services: of the process.
     """
 
-    __slots__ = ("_avoid", "_dependent", "_failed_handoffs", "_generation", "_last", "_leg", "_local", "_services")
+    __slots__ = (
+        "_avoid", "_dependent", "_failed_handoffs", "_generation", "_last", "_leg", "_local", "_services", "_stuck",
+        "_until",
+    )  # fmt: skip
 
     def __init__(self, generation: Generation, services: Services):
         self._generation, self._services = generation, services
@@ -68,21 +73,33 @@ class Prefilling:
         """Why the next attempt computes the prompt itself."""
         self._avoid: set[tuple[str, int]] = set()
         self._dependent = False
-        """A decode worker has said that it computes no prompts."""
+        """A decode worker has said that it computes no prompts, by refusing one."""
+        self._stuck = False
+        """Only a prefill worker can compute the prompt of the attempt that is prepared."""
+        self._until: float | None = None
+        """How long it may wait for one."""
         self._failed_handoffs = 0
         self._last: HoldfastError | None = None
 
     def expect(self) -> None:
-        """Say in the stream's need whether its next decode worker will find the prompt computed."""
+        """Say in the stream's need whether its next decode worker will find the prompt computed, or has to do it.
+
+        Raises:
+            NoWorkers: this new stream names a prefill worker that nobody knows.
+        """
         need, prefills = self._generation.need, self._services.prefills
+        prefills.check_named(need)
+        dependent = self._dependent or prefills.only_apart(need.model)
         if self._failed_handoffs >= HANDOFFS and self._local is None:
             self._local = "handoff"  # it would go on like this
-        if need.suspicion.suspect and self._local is None and not self._dependent:
+        if need.suspicion.suspect and self._local is None and not dependent:
             self._drop("suspect")
             self._local = "suspect"
         if self._leg is not None and self._leg.lost_at:
             self._drop("lost")
         need.remote = self._local is None and (self._leg is not None or prefills.likely(need.model))
+        alone = self._local is not None or prefills.none_usable(need.model)
+        need.whole = self._leg is None and alone and not dependent
 
     async def leg(self, placed: Placed) -> PrefillLeg | None:
         """Return the leg from which the attempt on that decode worker starts; None: it computes the prompt itself.
@@ -99,17 +116,23 @@ class Prefilling:
             self._drop("does not fit")
         if self._leg is not None:
             return self._leg
-        reason = self._local or prefills.keeps_local(need, placed)
+        self._stuck = self._dependent or (
+            not computes(placed.worker, need.model) and (need.whole or prefills.only_apart(need.model))
+        )
+        if self._stuck and self._failed_handoffs < HANDOFFS:
+            self._local = None  # whatever spoke against a prefill worker, there is nobody else
+        reason = self._local if self._stuck else self._local or prefills.keeps_local(need, placed)
         if reason is None:
             reason = await self._compute(placed)
-        if self._dependent and reason in _PASSING:
+        if self._stuck and reason in _PASSING:
             reason = await self._wait(placed, reason)
         if reason == "remote":
             return self._leg
-        if (prefills.settings.enforce_disagg or self._dependent) and reason not in ("short", "cached"):
+        if (prefills.settings.enforce_disagg or self._stuck) and reason not in ("short", "cached"):
             self._services.observer.prefill_decided(self._generation, reason)
             raise self._refusal(reason)
-        if need.remote or (reason == "suspect" and self._local is None and not self._dependent):
+        again = need.remote or not computes(placed.worker, need.model)
+        if again or (reason == "suspect" and self._local is None):
             need.remote, self._local = True, reason
             return None
         self._decided(reason)
@@ -117,11 +140,17 @@ class Prefilling:
         return None
 
     async def _wait(self, placed: Placed, reason: Reason) -> Reason:
-        """Wait for a prefill worker, since nobody else computes prompts; returns what came of it."""
-        loop, bound = self._generation.loop, self._generation.plan.deadlines.wait
-        until = loop.time() + bound
-        while reason in _PASSING and loop.time() < until:
+        """Wait for somebody who computes prompts; returns what came of it."""
+        generation, prefills = self._generation, self._services.prefills
+        now = generation.loop.time
+        if self._until is None:
+            self._until = now() + generation.plan.deadlines.wait
+            generation.note("waits for a prefill worker", _WHY.get(reason, reason))
+        while reason in _PASSING and now() < self._until:
             await asyncio.sleep(LOOK_AGAIN)
+            if not self._dependent and not generation.need.whole and not prefills.only_apart(generation.need.model):
+                self._stuck = False  # one that does the whole has come
+                return reason
             self._avoid.clear()
             reason = await self._compute(placed)
         return reason
@@ -137,7 +166,7 @@ class Prefilling:
             if await self._one(found):
                 self._decided("remote")
                 return "remote"
-            if self._generation.need.suspicion.suspect and not self._dependent:
+            if self._generation.need.suspicion.suspect and not self._stuck:
                 return "suspect"
         return "failed"
 
@@ -177,7 +206,7 @@ class Prefilling:
         total = prefills.settings.prefill_timeout
         if "first_token" in bounds.by_header and bounds.first_token:
             total = min(total or bounds.first_token, bounds.first_token)
-        local = not (prefills.settings.enforce_disagg or self._dependent)
+        local = not (prefills.settings.enforce_disagg or self._stuck)
         hedged = local or prefills.others(self._generation.need, placed.worker, self._avoid)
         if hedged and bounds.accept_hedge:
             return bounds.accept_hedge, total, bounds.knob("accept_hedge")
@@ -224,20 +253,27 @@ class Prefilling:
     def _refusal(self, reason: Reason) -> HoldfastError:
         model = self._generation.plan.model
         last = f"; the last one said {self._last.code}: {self._last.message.rstrip('.')}" if self._last else ""
+        knob = "" if self._stuck else "DYN_ENFORCE_DISAGG"
+        who = (
+            "its decode workers cannot compute prompts themselves; start a prefill worker, or one without a role"
+            if self._stuck
+            else "decode workers may not (DYN_ENFORCE_DISAGG)"
+        )
+        waited = f" within {self._generation.plan.deadlines.wait:g} s" if self._until is not None else ""
         return NoWorkers(
-            f"No prefill worker of model '{model}' computed the prompt ({_WHY.get(reason, reason)}{last}), and decode "
-            f"workers {'cannot' if self._dependent else 'may not (DYN_ENFORCE_DISAGG)'}.",
+            f"No prefill worker of model '{model}' computed the prompt{waited} ({_WHY.get(reason, reason)}{last}), and "
+            f"{who}.",
             model=model,
-            knob="DYN_ENFORCE_DISAGG",
             reason=reason,
             retry_after=5.0,
+            **({"knob": knob} if knob else {}),
         )
 
     # -- what the driver reports -----------------------------------------------------------------------
 
     def attempted(self, attempt: Attempt, error: HoldfastError | None) -> None:
         """An attempt is over; ``error`` None: so is the stream. Its leg goes too, unless it may be used again."""
-        leg = self._leg
+        leg, self._until = self._leg, None
         if leg is None:
             self._dependent |= isinstance(error, NoWorkers) and not attempt.accepted
             return
@@ -249,7 +285,7 @@ class Prefilling:
                 self._computed(leg)
         if isinstance(error, HandoffFault):
             self._failed_handoffs += 1
-            enforced = self._dependent or self._services.prefills.settings.enforce_disagg
+            enforced = self._stuck or self._services.prefills.settings.enforce_disagg
             self._local = "handoff" if not enforced or self._failed_handoffs >= HANDOFFS else None
         elif error is not None and attempt.accepted and attempt.base == self._generation.count and _blames(error):
             self._local = "handoff"  # whatever ailed that engine, the next one shall not begin like this

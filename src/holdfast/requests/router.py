@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 import msgspec
 
 from holdfast.base.errors import InvalidRequest, NoWorkers
 from holdfast.requests.fleet import ServingWorker
-from holdfast.requests.need import Need
+from holdfast.requests.need import Need, computes
 from holdfast.routing.affinity import Affinity
 from holdfast.routing.claims import ANY_RANK, Claim, Ledger, Output
 from holdfast.routing.kv import Decision, KvRouter, Prompt
@@ -25,7 +23,7 @@ from holdfast.routing.router_config import RouterSettings
 _NO_HASHES: array[int] = array("Q")
 
 
-class Choice(NamedTuple):
+class Choice(msgspec.Struct, frozen=True):
     """A worker for one attempt."""
 
     worker: ServingWorker
@@ -92,8 +90,10 @@ class Router:
             avoid: instances that are taken only when there is nobody else.
             now: loop time.
         """
-        session = need.route.session if self._affinity is not None else ""
-        prefer = self._affinity.find(need.model, session, now) if self._affinity is not None and session else ""
+        session = prefer = ""
+        if self._affinity is not None and need.route.session:
+            session = need.route.session
+            prefer = self._affinity.find(need.model, session, now)
         wish = Wish(avoid, need.fingerprint, prefer or ("" if need.started else need.route.advised))
         if self.kv is None or not candidates:
             worker = self.policy.choose(need.model, candidates, wish)
@@ -140,6 +140,8 @@ class Router:
         if not wanted:
             raise _nobody_named()
         named = [w for w in usable if w.instance == wanted and (w.instance, w.epoch) not in need.avoid]
+        if need.whole and self.policy.mode != "direct":
+            named = [w for w in named if computes(w, need.model)]
         if not named and self.policy.mode == "direct":
             raise NoWorkers(
                 f"Worker {wanted}, which the request names, cannot take work for model '{need.model}' now "

@@ -40,6 +40,8 @@ class Route(msgspec.Struct, frozen=True):
     """Taints that are welcome, with weights; negative ones are unwelcome."""
     expected_output: int = 0
     """Tokens that its client expects of the whole answer (``agent_hints.osl``); 0: it did not say."""
+    prefill: str = ""
+    """Instance id of the prefill worker that should compute its prompt; another one does it where that one cannot."""
     advised: str = ""
     """Instance id that a router named for it: taken while nothing speaks against it."""
 
@@ -65,6 +67,8 @@ def route_of(
     session: str | None,
     router: Mapping[str, Any],
     expected_output: int | None = None,
+    *,
+    prefill: str | None = None,
 ) -> Route:
     """Return what a request wishes.
 
@@ -74,11 +78,12 @@ def route_of(
         session: its name.
         router: ``nvext.router``; keys that are not known are left alone.
         expected_output: tokens of its answer, as its client expects.
+        prefill: instance id of a prefill worker, from a header or ``nvext.prefill_worker_id``.
 
     Raises:
         InvalidRequest: a known key with a value that it cannot take.
     """
-    if not (worker or session or router or rank is not None or expected_output):
+    if not (worker or session or router or prefill or rank is not None or expected_output):
         return ANYWHERE
     inner = router.get("router_config_override")
     flat = {**router, **inner} if isinstance(inner, Mapping) else router
@@ -104,6 +109,7 @@ def route_of(
             for taint, weight in preferred.items()
         },
         expected_output or 0,
+        prefill or "",
     )
 
 

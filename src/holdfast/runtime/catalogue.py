@@ -32,6 +32,8 @@ class Catalogue:
         self._workers: dict[str, list[Worker]] = {}
         self._prefill: dict[str, list[Worker]] = {}
         """Only names that have some."""
+        self._dependent: frozenset[str] = frozenset()
+        """Names that somebody serves who computes no prompts."""
         self._last: dict[str, ModelCard] = {}
 
     def rebuild(self, workers: Iterable[Worker]) -> None:
@@ -68,6 +70,9 @@ class Catalogue:
                 else:
                     self._workers[name].append(worker)
                     self._remember(name, card)
+        self._dependent = frozenset(
+            name for worker in ordered for name, card in cards[worker].items() if not _computes(card)
+        )
         self._pair(cards, problems, fields)
         for worker in ordered:
             worker.cards = cards[worker]
@@ -98,6 +103,10 @@ class Catalogue:
         """Return those that compute prompts of a model and nothing else, whatever their state."""
         return self._prefill.get(model, _NOBODY)
 
+    def needs_prefill(self, model: str) -> bool:
+        """Return whether somebody who serves a model computes no prompts of it, whatever their state."""
+        return model in self._dependent
+
     def card(self, model: str) -> ModelCard | None:
         """Return the card of a model, also when nobody serves it at the moment."""
         return self._last.get(model)
@@ -105,6 +114,10 @@ class Catalogue:
     def names(self) -> list[str]:
         """Return all names and aliases, those remembered included."""
         return list(self._last)
+
+
+def _computes(card: ModelCard) -> bool:
+    return card.local_prefill or card.role == "prefill"
 
 
 def _prefills(worker: Worker) -> bool:

@@ -133,6 +133,10 @@ class WorkerPool:
         """Return whether somebody computes prompts of a model for others, whatever their state; asked per attempt."""
         return bool(self._catalogue.prefill(model))
 
+    def needs_prefill(self, model: str) -> bool:
+        """Return whether somebody who serves a model computes no prompts of it; asked per attempt."""
+        return self._catalogue.needs_prefill(model)
+
     def prefill(self, model: str) -> list[Worker]:
         """Return those that may get prompts of a model now, and never a client's stream.
 

@@ -82,6 +82,7 @@ def publish(
         handoff_phase=can.handoff_phase,
         rendezvous=info.rendezvous,
         cancel_until=can.cancel_until,
+        local_prefill=can.local_prefill,
         not_restored=can.not_restored,
     )
     return Published(card, {tokenizer.sha256: files.tokenizer_json, prompt.sha256: prompt_files})

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from holdfast.base.errors import HandoffLost
+from holdfast.base.errors import HandoffLost, NoWorkers
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import GenerateRequest, SequenceStep
 from holdfast.engines.handoff import KvHandoff, digest_of, verify
@@ -226,3 +226,21 @@ async def test_those_who_wait_hear_that_the_other_side_closes() -> None:
     async with asyncio.timeout(5):
         assert await heard is False
     await other.close()
+
+
+@virtual
+async def test_a_decode_worker_that_computes_no_prompts_says_so_and_refuses_them() -> None:
+    decode = await Half("decode", local_prefill=False).start()
+    assert not decode.info.capabilities.local_prefill
+    assert (await Half("prefill", local_prefill=False).start()).info.capabilities.local_prefill
+    with pytest.raises(NoWorkers, match="computes no prompts"):
+        decode.engine.submit(DECODE, request(TEXT))
+    canary = msgspec.structs.replace(request(TEXT), prompt_ids=request(TEXT).prompt_ids[:4])
+    decode.engine.submit(PREFILL, canary)
+    await decode.until_over()
+    decode.steps.clear()
+    prefill = await Half("prefill", local_prefill=False).start()
+    handoff = await handed(prefill)
+    decode.engine.submit(DECODE, decode_leg(msgspec.structs.replace(handoff, params={**handoff.params, "lost": True})))
+    step = await decode.until_over()
+    assert isinstance(step.error, HandoffLost), "computed anew by one that cannot"

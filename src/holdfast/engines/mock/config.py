@@ -152,6 +152,15 @@ class MockConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = "recompute"
     """``recompute``: computes the prompt itself; ``fail``: ends the sequence with HandoffLost; ``hang``: waits on."""
+    local_prefill: Annotated[
+        bool,
+        setting(
+            "DYN_MOCK_LOCAL_PREFILL",
+            "Decode workers compute prompts themselves when they have to; SGLang's cannot.",
+            flag="mock-local-prefill",
+        ),
+    ] = True
+    """False: a decode worker refuses prompts of more than one token, and never recomputes blocks that do not come."""
     cancel_until: Annotated[
         CancelUntil,
         setting(

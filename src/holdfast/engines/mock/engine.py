@@ -12,7 +12,7 @@ import asyncio
 import logging
 from typing import Any
 
-from holdfast.base.errors import EngineFailed, HandoffLost, HoldfastError, UnsupportedFeature
+from holdfast.base.errors import EngineFailed, HandoffLost, HoldfastError, NoWorkers, UnsupportedFeature
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import (
     DeathSink,
@@ -46,6 +46,8 @@ from holdfast.kv.events import KvEvent
 log = logging.getLogger(__name__)
 
 _LOADING_STEPS = 20
+_ONE_TOKEN = 4
+"""Bytes of a canary's prompt."""
 
 
 class MockEngine(Engine):
@@ -83,6 +85,10 @@ class MockEngine(Engine):
         self._on_death: DeathSink
         self._vocabulary: Vocabulary
 
+    @property
+    def _whole(self) -> bool:
+        return self.config.local_prefill or self.role != "decode"
+
     def make_exchange(self) -> Exchange:
         """Return where its legs meet others; the simulation puts its own in place of this."""
         return TcpExchange()
@@ -115,6 +121,8 @@ class MockEngine(Engine):
         if self._dead:
             raise EngineFailed("The mock engine is dead.")
         check_request(request, room=self._room, vocabulary_size=self._vocabulary.size)
+        if not self._whole and request.handoff is None and len(request.prompt_ids) > _ONE_TOKEN:
+            raise NoWorkers("This mock engine is a decode worker's and computes no prompts (DYN_MOCK_LOCAL_PREFILL).")
         wish = directives_of(request, self._vocabulary) if self.config.directives else NONE
         if request.attempt <= wish.refuse_attempts or self._orders.due("refuse"):
             raise misbehaviour.refusal()
@@ -137,7 +145,7 @@ class MockEngine(Engine):
         """The blocks of a decode leg have come, or are lost."""
         if self._dead:
             return
-        if not came and self.config.handoff_failure == "fail":
+        if not came and (self.config.handoff_failure == "fail" or not self._whole):
             lost = HandoffLost("The blocks of the hand-off did not come.")
             sequence.live = False
             self._sink([SequenceStep(sequence.key, sequence.index, [], finish="error", error=lost)])

@@ -49,6 +49,7 @@ def engine_info(
             handoff=PROTOCOL,
             handoff_phase=config.handoff_phase,
             cancel_until=config.cancel_until,
+            local_prefill=config.local_prefill or role != "decode",
         ),
         files=vocabulary.files,
         role=role,

@@ -108,6 +108,7 @@ def capabilities(facts: Facts, role: Role, *, guided: bool) -> Capabilities:
         not_restored=lost,
         handoff="" if role == "aggregated" else PROTOCOL,
         handoff_phase="after_prefill" if role == "aggregated" else "rendezvous",
+        local_prefill=role == "aggregated",
         lora=bool(facts.server_args.enable_lora),
     )
 
