@@ -19,9 +19,10 @@ import json
 import pstats
 import sys
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import msgspec
@@ -196,7 +197,12 @@ class Instructions:
     """Counts the bytecode instructions of functions that begin while it is entered, or go on (coroutines)."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.by_function: Counter[CodeType] = Counter()
+
+    @property
+    def count(self) -> int:
+        """Of all functions."""
+        return self.by_function.total()
 
     def enter(self) -> None:
         """Begin to count."""
@@ -211,7 +217,8 @@ class Instructions:
         return self._step
 
     def _step(self, frame: FrameType, event: str, _arg: object) -> Any:
-        self.count += event == "opcode"
+        if event == "opcode":
+            self.by_function[frame.f_code] += 1
         return self._step
 
 
@@ -292,6 +299,7 @@ async def measure(options: argparse.Namespace) -> dict[str, float]:
     stats = pstats.Stats(profile)
     if options.calls:
         show(stats, 3 * CLIENTS)
+        show_instructions(counter.by_function, CLIENTS)
     calls: int = stats.total_calls  # type: ignore[attr-defined]
     rounds.sort()
     return {
@@ -307,7 +315,7 @@ def show(stats: pstats.Stats, requests: int) -> None:
     modules: dict[str, list[float]] = {}
     functions = []
     for (path, line, name), (_, calls, own, _, _) in stats.stats.items():  # type: ignore[attr-defined]
-        short = path.partition("/holdfast/")[2] or path.rpartition("site-packages/")[2] or path.rpartition("/")[2]
+        short = _short(path)
         entry = modules.setdefault("(built in)" if path == "~" else short, [0, 0])
         entry[0] += calls
         entry[1] += own
@@ -322,13 +330,32 @@ def show(stats: pstats.Stats, requests: int) -> None:
             print(f"{calls:8.1f} {own:7.2f}  {name}", file=sys.stderr)
 
 
+def show_instructions(by_function: Counter[CodeType], requests: int) -> None:
+    """Print bytecode instructions by module, then by function, per request, to standard error."""
+    modules: Counter[str] = Counter()
+    functions: Counter[str] = Counter()
+    for code, count in by_function.items():
+        short = _short(code.co_filename)
+        modules[short] += count
+        functions[f"{short}:{code.co_firstlineno} {code.co_qualname}"] += count
+    for what, counts in (("module", modules), ("function", functions)):
+        print(f"\n{'instructions':>12}  {what}", file=sys.stderr)
+        for name, count in counts.most_common():
+            if count / requests >= 1:
+                print(f"{count / requests:12.1f}  {name}", file=sys.stderr)
+
+
+def _short(path: str) -> str:
+    return path.partition("/holdfast/")[2] or path.rpartition("site-packages/")[2] or path.rpartition("/")[2]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=60, help="of 64 requests each")
     parser.add_argument("--tokens", type=int, default=1)
     parser.add_argument("--whole", action="store_true", help="answers in one piece instead of streams")
     parser.add_argument("--one-by-one", action="store_true", help="one request at a time instead of 64")
-    parser.add_argument("--calls", action="store_true", help="show calls by module and function")
+    parser.add_argument("--calls", action="store_true", help="show calls and instructions by module and function")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -20,11 +20,11 @@ from holdfast.runtime.pool import Worker
 from holdfast.telemetry.catalogue import CATALOGUE
 from holdfast.telemetry.metric import UNKNOWN, LabelValues, MetricSettings, Registry
 from holdfast.telemetry.outcomes import error_type
-from holdfast.telemetry.series import TICKS_PER_SECOND, Buckets
+from holdfast.telemetry.series import TICKS_PER_SECOND, Buckets, Cell
 
 KNOBS_SHOWN = 64
 """Different layers and knobs of rejections; more of them share a name."""
-FOLD_EVERY = 64
+FOLD_EVERY = 256
 """Requests of a model after which the values that were noted for histograms are counted."""
 _LEFT = frozenset({"cancelled", "client_stalled"})
 """Ends that are the client's doing."""
@@ -47,11 +47,14 @@ class _Model:
 
     __slots__ = (
         "cached", "duration", "first_tokens", "gaps", "inflight", "input_lengths", "input_tokens", "name",
-        "output_lengths", "output_tokens",
+        "output_lengths", "output_tokens", "started", "succeeded",
     )  # fmt: skip
 
     def __init__(self, metrics: FrontendMetrics, name: str):
         self.name = name
+        self.started: dict[tuple[str, str], Cell] = {}
+        """By surface and kind."""
+        self.succeeded: dict[tuple[str, str], Cell] = {}
         self.inflight = metrics.inflight.labels(name)
         self.duration = metrics.duration.labels(name)
         self.first_tokens = metrics.first_tokens.labels(name)
@@ -133,16 +136,23 @@ class FrontendMetrics:
 
     def begun(self, model: str, surface: str, kind: str) -> None:
         """A request has been taken in. ``model`` empty: it names none of ours."""
-        self.started.labels(self.label(model), surface, kind).inc()
+        if not model:
+            self.started.labels(UNKNOWN, surface, kind).inc()
+            return
+        of = self._models.get(model) or self.of(model)
+        cell = of.started.get((surface, kind))
+        if cell is None:
+            cell = of.started[(surface, kind)] = self.started.labels(of.name, surface, kind)
+        cell.inc()
 
     def finished(self, name: str, surface: str, kind: str, error: HoldfastError | None, seconds: float) -> None:
         """A request that `begun` was told of has ended, well or with this error."""
+        if error is None:
+            self._succeeded(self._models.get(name) or self.of(name), surface, kind, seconds)
+            return
         model = self.label(name)
         word = error_type(error)
-        self.requests.labels(model, surface, kind, "error" if error else "success", word).inc()
-        if error is None:
-            self._took(name, seconds)
-            return
+        self.requests.labels(model, surface, kind, "error", word).inc()
         self.failures.labels(error.fault, error.code).inc()
         if word in _LEFT:
             self.cancellations.labels(model, surface, kind).inc()
@@ -150,11 +160,17 @@ class FrontendMetrics:
             self.rejections.labels(model, surface).inc()
             self._turned_away(model, error)
         if name:
-            self._took(name, seconds)
+            self._took(self.of(name), seconds)
 
-    def _took(self, name: str, seconds: float) -> None:
+    def _succeeded(self, of: _Model, surface: str, kind: str, seconds: float) -> None:
+        cell = of.succeeded.get((surface, kind))
+        if cell is None:
+            cell = of.succeeded[(surface, kind)] = self.requests.labels(of.name, surface, kind, "success", "")
+        cell.inc()
+        self._took(of, seconds)
+
+    def _took(self, of: _Model, seconds: float) -> None:
         """Note the time of a whole request, after which nothing more comes of it; now and then count what was noted."""
-        of = self.of(name)
         of.duration.note(seconds)
         if len(of.duration.fresh) >= FOLD_EVERY:
             for buckets in (*of.noted(), *self._noted):
@@ -206,12 +222,12 @@ class FrontendMetrics:
     def attempt_started(self, generation: Generation) -> None:
         """See `Observer`."""
         if generation.driver.history.attempts == 1:
-            waited = _now(generation)
+            waited = generation.timeline[-1][0]  # when it was noted
             self.queue_time.note(waited)
             self._stage_route.note(waited)
             plan = generation.plan
             if not plan.choice:
-                of = self.of(plan.model)
+                of = self._models.get(plan.model) or self.of(plan.model)
                 of.input_tokens.inc(plan.prompt_length)
                 of.input_lengths.note(plan.prompt_length)
 
@@ -222,16 +238,16 @@ class FrontendMetrics:
     def accepted(self, generation: Generation, first: bool) -> None:
         """See `Observer`."""
         if first:
-            self._stage_roundtrip.note(max(0.0, _now(generation) - _at(generation, "attempt")))
+            self._stage_roundtrip.note(_since(generation, "attempt"))
 
     def first_token(self, generation: Generation) -> None:
         """See `Observer`."""
         plan = generation.plan
-        now = _now(generation)
-        waited = now + plan.prepared_seconds
-        self.roundtrip.note(max(0.0, now - _at(generation, "attempt")))
+        waited = generation.timeline[-1][0] + plan.prepared_seconds
+        self.roundtrip.note(_since(generation, "attempt"))
         if not plan.choice:
-            self.of(plan.model).first_tokens.note(waited)
+            of = self._models.get(plan.model) or self.of(plan.model)
+            of.first_tokens.note(waited)
         last = self.last_seen.get(generation.worker)
         if last is None:
             last = self.last_seen[generation.worker] = LastSeen()
@@ -239,7 +255,9 @@ class FrontendMetrics:
 
     def progressed(self, generation: Generation) -> None:
         """Add up what came since the last time; see `Observer`."""
-        of = self.of(generation.plan.model)
+        self._add_up(self.of(generation.plan.model), generation)
+
+    def _add_up(self, of: _Model, generation: Generation) -> None:
         rhythm = generation.rhythm
         counts = rhythm.fold()
         if counts:
@@ -280,8 +298,9 @@ class FrontendMetrics:
 
     def ended(self, generation: Generation, ending: Ending) -> None:
         """See `Observer`."""
-        self.progressed(generation)
-        of = self.of(generation.plan.model)
+        model = generation.plan.model
+        of = self._models.get(model) or self.of(model)
+        self._add_up(of, generation)
         of.output_lengths.note(ending.completion_tokens)
         if ending.state == "done":
             of.cached.note(ending.cached_tokens)
@@ -335,3 +354,8 @@ def _at(generation: Generation, event: str) -> float:
         if name == event:
             return at
     return 0.0
+
+
+def _since(generation: Generation, event: str) -> float:
+    """Return the seconds from the last note of an event to the latest note of all."""
+    return max(0.0, generation.timeline[-1][0] - _at(generation, event))

@@ -142,13 +142,16 @@ class Story:
         if error is None and self.request is not None:
             self._metrics.answered(self.request)
         context.closed(seconds, self.prepared_seconds)
-        facts = self.facts(error)
+        facts = self._facts(seconds, error)
         self._stories.ring.add(facts)
         if self.context is not None and self.context.sampled:
             self._stories.spans.request(self.context, facts)
 
-    def facts(self, error: HoldfastError | None = None) -> RequestFacts:
+    def facts(self) -> RequestFacts:
         """Return what is known by now."""
+        return self._facts(self.seconds(), None)
+
+    def _facts(self, seconds: float, error: HoldfastError | None) -> RequestFacts:
         request = self.request
         return RequestFacts(
             request_id=self.id,
@@ -159,7 +162,7 @@ class Story:
             trace_id=self.trace_id,
             arrived=self.arrived,
             prepared=self.prepared_seconds,
-            seconds=self.seconds(),
+            seconds=seconds,
             code=error.code if error is not None else "",
             fault=error.fault if error is not None else "",
             error=error.message if error is not None else "",

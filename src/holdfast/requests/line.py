@@ -84,6 +84,8 @@ class Line:
 
     def offer(self, model: str | None = None) -> None:
         """There may be room: let the first of the model (None: of each) look."""
+        if self._queue.empty:
+            return
         for name in self._queue.models() if model is None else (model,):
             head = self._queue.head(name)
             if head is not None:

@@ -217,13 +217,13 @@ class Placement:
             CapacityExhausted: a new request that nobody has room for, and there is no queue.
         """
         need.full = None
-        if not need.refused and not need.promised:
-            free = self._admission.with_room(need.model, usable)
-            if free or not usable:  # there is nothing to judge
-                return free
         refused = self._unwilling(need, now) if need.refused else {}
         if need.promised or (need.party.admitted and need.party.size > 1):
             return self._for_the_promised(need, [w for w in usable if (w.instance, w.epoch) not in refused], now)
+        if not refused:
+            free = self._admission.with_room(need.model, usable)
+            if free or not usable:  # as `judge` would say, to whom there is much to tell
+                return free
         verdict = self._admission.judge(
             need.model, usable, refused, queueing=self.line.open, ahead=self.line.waiting(need.model), now=now
         )

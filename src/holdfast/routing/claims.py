@@ -105,15 +105,17 @@ class _Rank:
         return self.prefixes.blocks + self.private
 
     def take(self, claim: Claim) -> None:
-        new = claim.blocks
+        new = private = claim.blocks
         if claim.hashes:
             before = self.prefixes.blocks
             claim.held = self.prefixes.add(claim.hashes)
             new += self.prefixes.blocks - before - len(claim.hashes)
-        self.private += claim.blocks - len(claim.hashes)
+            private -= len(claim.hashes)
+        tokens = claim.tokens
+        self.private += private
         self.fresh_blocks += new
-        self.tokens += claim.tokens
-        self.fresh_tokens += claim.tokens
+        self.tokens += tokens
+        self.fresh_tokens += tokens
         self.requests += 1
         self.fresh_requests += 1
 
@@ -126,12 +128,13 @@ class _Rank:
 
     def drop(self, claim: Claim, grown: int, *, fresh: bool) -> None:
         """``grown``: blocks that it had at its end beyond those that were claimed."""
-        less = claim.blocks
+        less = private = claim.blocks
         if claim.hashes:
             before = self.prefixes.blocks
             self.prefixes.remove(claim.held)
             less += before - self.prefixes.blocks - len(claim.hashes)
-        self.private -= claim.blocks - len(claim.hashes)
+            private -= len(claim.hashes)
+        self.private -= private
         self.requests -= 1
         if fresh:  # blocks that an ended stream had brought and this one has kept are in the pong
             own = min(less, self.fresh_blocks)
@@ -209,7 +212,7 @@ class Claim:
     """One attempt's share of its worker. `sent` when its stream is open, `release` when it is over."""
 
     __slots__ = (
-        "_account", "_block_size", "_length", "blocks", "hashes", "held", "output", "rank", "stream", "tokens",
+        "_account", "_block_size", "_length", "_part", "blocks", "hashes", "held", "output", "rank", "stream", "tokens",
     )  # fmt: skip
 
     def __init__(self, account: _Account, block_size: int, length: int, *, cached: int, rank: int, hashes: array[int]):
@@ -217,16 +220,17 @@ class Claim:
         self._block_size = block_size
         self._length = length
         self.hashes = hashes
-        self.blocks = max(_blocks(length, block_size), len(hashes))
+        blocks = _blocks(length, block_size)
+        self.blocks = max(blocks, len(hashes)) if hashes else blocks
         """Blocks of the whole sequence, shared or not."""
-        self.tokens = max(0, length - cached)
+        self.tokens = length - cached if length > cached else 0
         """Prompt tokens that the worker still has to compute for it."""
         self.rank = rank
         self.stream = 0
         """Its stream's number on the connection to the worker; 0: not sent, or `ELSEWHERE`."""
         self.output: Output | None = None
         """If it is followed."""
-        part = account.rank(rank)
+        self._part = part = account.rank(rank)
         self.held = part.prefixes.root
         part.take(self)
 
@@ -265,7 +269,7 @@ class Claim:
         if account is None or not self.tokens:
             return
         account.look()
-        account.rank(self.rank).computed(self.tokens, fresh=self in account.unseen)
+        self._part.computed(self.tokens, fresh=self in account.unseen)
         self.tokens = 0
 
     def release(self, length: int = 0) -> None:
@@ -278,17 +282,18 @@ class Claim:
         account = self._account
         if account is None:
             return
-        self.computed()
         account.look()
+        if self.tokens:
+            self.computed()
         self._account = None
         account.held -= 1
         fresh = self in account.unseen
         if fresh:
             del account.unseen[self]
-        grown = max(0, _blocks(length + 1, self._block_size) - self.blocks)
+        grown = 0 if fresh else max(0, _blocks(length + 1, self._block_size) - self.blocks)
         if self.output is not None:
             grown, self.output = account.growing.pop(self) - self.blocks, None
-        account.rank(self.rank).drop(self, grown, fresh=fresh)
+        self._part.drop(self, grown, fresh=fresh)
 
 
 class Ledger:

@@ -86,6 +86,11 @@ class WaitQueue(Generic[T]):
         """Return how many wait within the bound."""
         return self._size
 
+    @property
+    def empty(self) -> bool:
+        """Whether nobody waits, not even outside the bound."""
+        return not self._alive
+
     def waiting(self, model: str) -> int:
         """Return how many wait for one model."""
         return sum(not place.gone for _, place in self._lines.get(model, ()))

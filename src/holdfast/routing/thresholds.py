@@ -54,6 +54,8 @@ class ThresholdBook:
 
     def of(self, model: str) -> Thresholds:
         """Return the thresholds in force for a model."""
+        if not self._registers:
+            return self.defaults
         found = self._cache.get(model)
         if found is None:
             set_here = {name: r.value for name in THRESHOLD_NAMES if (r := self._registers.get((model, name)))}

@@ -108,6 +108,7 @@ class Worker:
         "gone",
         "heard_at",
         "inhibition",
+        "instance",
         "last_error",
         "leaving",
         "link",
@@ -136,6 +137,8 @@ class Worker:
         self.arrival = arrival
         """Rises by one per worker: who was here first."""
         self.record = record
+        self.instance: InstanceId = record.instance
+        """Its id; stays the same over a restart of its slot."""
         self.epoch: Epoch = record.epoch
         """Of the running process, as its welcome said; before that as discovery says."""
         self.state: WorkerState = "unknown"
@@ -169,11 +172,6 @@ class Worker:
     # -- what rooms above read -------------------------------------------------------------------------
 
     @property
-    def instance(self) -> InstanceId:
-        """Its id; stays the same over a restart of its slot."""
-        return self.record.instance
-
-    @property
     def role(self) -> str:
         """``prefill`` (prompts only), ``decode`` or ``aggregated``, as its cards say."""
         return self.record.cards[0].role if self.record.cards else "aggregated"
@@ -190,13 +188,12 @@ class Worker:
     @property
     def eligible(self) -> bool:
         """Whether new work may go there, inhibition aside."""
-        return (
-            self.state == "usable"
-            and not self.leaving
-            and self.link is not None
-            and self.link.connected
-            and self.lifecycle in SERVING_STATES
-        )
+        if self.state != "usable" or self.leaving or self.draining:
+            return False
+        link, pong = self.link, self.pong
+        if link is None or not link.connected:
+            return False
+        return (self.record.state if pong is None else pong.state) in SERVING_STATES  # its `lifecycle`
 
     @property
     def standing(self) -> str:
@@ -233,7 +230,7 @@ class Worker:
     @property
     def inhibited(self) -> bool:
         """Whether recent failures keep new work away."""
-        return self.inhibition.active(self._clock())
+        return self.inhibition.failures > 0 and self.inhibition.active(self._clock())
 
     @property
     def hesitant(self) -> bool:
@@ -241,10 +238,9 @@ class Worker:
 
         In the second case one stream at a time may prove that its engine works again.
         """
-        instance = self.record.instance
-        if self._detector.hesitant(instance, self._clock()):
+        if self._detector.hesitant(self.instance, self._clock()):
             return True
-        return self._detector.on_trial(instance) and self.in_flight > 0
+        return self._detector.on_trial(self.instance) and self.in_flight > 0
 
     @property
     def load(self) -> Load:

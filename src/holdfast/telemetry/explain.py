@@ -80,7 +80,7 @@ class RequestFacts(msgspec.Struct, array_like=True, kw_only=True):
     @property
     def attempts(self) -> int:
         """Attempts of all choices."""
-        return sum(len(stream.considered) for stream in self.streams)
+        return sum([len(stream.considered) for stream in self.streams])
 
     @property
     def notable(self) -> bool:

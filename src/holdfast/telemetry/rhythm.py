@@ -19,6 +19,10 @@ LONGEST_KEPT = 3
 """Longest gaps that are remembered, with the token that they came before."""
 
 
+_NO_GAPS: Counter[int] = Counter()
+"""Never filled."""
+
+
 class Rhythm:
     """Of one stream. Hot path: ``rhythm.ticks.append(tick)``, and `burst` when a delivery has more than one token."""
 
@@ -53,7 +57,12 @@ class Rhythm:
         ticks = self.ticks
         fresh = len(ticks) - self._folded
         if fresh <= 0:
-            return Counter()
+            return _NO_GAPS
+        if fresh == 1 and not self._folded and not self._bursts:  # the first token alone: there is no gap yet
+            self.first = self.last = ticks[0]
+            self.tokens += 1
+            self._folded = 1
+            return _NO_GAPS
         tokens = fresh + sum(n - 1 for _, n in self._bursts)
         if not self._folded:
             self.first = ticks[0]
