@@ -20,6 +20,7 @@ from holdfast.base.errors import (
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.attempt import Attempt, Output
 from holdfast.engines.contract import (
+    CacheCounts,
     Capabilities,
     EngineInfo,
     GenerateRequest,
@@ -200,12 +201,13 @@ async def test_the_last_token_tells_stop_from_length() -> None:
 async def test_log_probabilities_and_cached_tokens_pass() -> None:
     async with running() as run:
         run.submit(1, max_tokens=2)
-        run.engine.say(1, 5, logprobs=[TokenLogprob(-0.5)])
+        run.engine.say(1, 5, logprobs=[TokenLogprob(-0.5)], cached_tokens=2)
         await run.until(lambda: run.tokens(1))
         run.engine.say(1, 6, 7, logprobs=[TokenLogprob(-1.0), TokenLogprob(-2.0)], cached_tokens=2)
         await run.until(lambda: run.end(1))
         assert [len(step.logprobs or []) for step in run.steps] == [1, 1]
         assert run.steps[-1].cached_tokens == 2
+        assert run.engine.cache_counts() == CacheCounts(queried=3, hits=2)
 
 
 async def test_two_outputs_of_one_turn_are_one_step() -> None:

@@ -58,6 +58,24 @@ async def test_calls_are_counted_and_canaries_are_not() -> None:
         assert value(seen, gauge) == 0
 
 
+async def test_what_the_prefix_cache_was_asked_and_had_is_told() -> None:
+    async with stack(1, MockConfig(step_ms=1)) as built:
+        (worker, _) = next(iter(built.workers.values()))
+        seen = [scrape(worker)]
+        for _ in range(2):
+            assert (
+                await built.post("/v1/chat/completions", body("of three blocks at the least, " * 9))
+            ).status_code == 200
+            seen.append(scrape(worker))
+    asked, had = (
+        [value(one, f"holdfast_worker_prefix_cache_{name}_tokens_total", worker_id=worker.instance) for one in seen]
+        for name in ("queried", "hit")
+    )
+    assert asked[2] - asked[1] == asked[1] - asked[0] > 48
+    assert had[1] == had[0]
+    assert asked[1] - asked[0] > had[2] - had[1] >= 48
+
+
 async def test_canaries_are_counted_by_result_and_rare_counters_begin_at_nought() -> None:
     async with stack(1) as built:
         (worker, engine) = next(iter(built.workers.values()))

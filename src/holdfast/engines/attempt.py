@@ -83,8 +83,13 @@ class Attempt:
         """Its cancel waits for blocks that are on their way."""
         self.unsaid: SequenceStep | None = None
         """What the worker has not been told yet in this turn of the loop."""
-        self.handoff_pending = request.handoff is not None and request.leg != "prefill"
+        self.handoff_pending = self.received
         """Blocks are on their way to this engine, until its first word."""
+
+    @property
+    def received(self) -> bool:
+        """Whether its blocks come from another worker: what its engine calls cached was not found in its cache."""
+        return self.request.handoff is not None and self.request.leg != "prefill"
 
     @property
     def engine_id(self) -> str:

@@ -256,6 +256,15 @@ class EngineProgress(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Tokens generated for sequences after their cancel was received (promise P11)."""
 
 
+class CacheCounts(msgspec.Struct, frozen=True, gc=False):
+    """Counters of an engine's prefix cache that only rise, in prompt tokens."""
+
+    queried: int = 0
+    """Looked up."""
+    hits: int = 0
+    """Found, of those: they were not computed again."""
+
+
 class Engine(abc.ABC):
     """An inference engine as its worker sees it. One per worker process."""
 
@@ -290,6 +299,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def progress(self) -> EngineProgress:
         """Return the progress counters; must answer even while the engine hangs."""
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what its prefix cache was asked and had, since the start; zeros: it does not say."""
+        return CacheCounts()
 
     def take_kv_events(self) -> list[KvEvent]:
         """Return and forget the KV events since the last call, in order."""

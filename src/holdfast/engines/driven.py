@@ -21,6 +21,7 @@ from holdfast.base.errors import Conflict, EngineFailed, HoldfastError, WorkerSa
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.attempt import Attempt, Output, admit
 from holdfast.engines.contract import (
+    CacheCounts,
     DeathSink,
     Engine,
     EngineInfo,
@@ -58,6 +59,8 @@ class DrivenEngine(Engine):
     def __init__(self, *, max_waiting: int = 1024) -> None:
         self.steps = self.tokens = self.prefilled = self.late_tokens = 0
         """Progress; adapters that hear of engine steps count them themselves (`counts_steps`)."""
+        self.looked_up = self.found = 0
+        """Tokens that sequences began with, and those among them that the engine called cached."""
         self._max_waiting = max_waiting
         self._pace = PrefillPace()
         self._heard_at = 0.0
@@ -173,6 +176,10 @@ class DrivenEngine(Engine):
             self.late_tokens,
         )
 
+    def cache_counts(self) -> CacheCounts:
+        """Return what the sequences' own numbers add up to; engines that tell more override this."""
+        return CacheCounts(self.looked_up, self.found)
+
     def silence(self, *, by_chunk: bool) -> float:
         """Return the seconds for which no counter is expected to move.
 
@@ -272,6 +279,9 @@ class DrivenEngine(Engine):
             attempt.begun = True
             attempt.handoff_pending = False
             self.prefilled += max(0, len(attempt.ids) - output.cached_tokens)
+            if not attempt.received:
+                self.looked_up += len(attempt.ids)
+                self.found += min(output.cached_tokens, len(attempt.ids))
         self._heard_at = now
         if attempt.cancelled:
             self._heard_late(attempt, output)

@@ -63,6 +63,20 @@ ENGINE = (
         "worker",
         "holdfast",
     ),
+    counter(
+        f"{WORKER}prefix_cache_queried_tokens_total",
+        HOSTED,
+        "Prompt tokens that the engine looked up in its prefix cache; zero where it does not say.",
+        "worker",
+        "holdfast",
+    ),
+    counter(
+        f"{WORKER}prefix_cache_hit_tokens_total",
+        HOSTED,
+        "Of these, those that it had and did not compute again.",
+        "worker",
+        "holdfast",
+    ),
     gauge(f"{WORKER}state", (*HOSTED, "state"), "1 for the worker's state, 0 for all others.", "worker", "holdfast"),
     gauge(f"{WORKER}leases", (*HOSTED, "kind"), "Leases held, by kind; zero at rest.", "worker", "holdfast"),
 )

@@ -62,9 +62,12 @@ class WorkerGauges:
         self._leaving = r.gauge("dynamo_component_shutdown_inflight_requests").labels(*where)
         self._counters = [
             r.counter(f"holdfast_worker_{name}_total").labels(*where)
-            for name in ("engine_steps", "generated_tokens", "prefilled_tokens", "late_tokens")
+            for name in (
+                *("engine_steps", "generated_tokens", "prefilled_tokens", "late_tokens"),
+                *("prefix_cache_queried_tokens", "prefix_cache_hit_tokens"),
+            )
         ]
-        self._told = (0, 0, 0, 0)
+        self._told: tuple[int, ...] = (0,) * len(self._counters)
         canary_counter = r.counter("holdfast_worker_canaries_total")
         self._canaries = {result: canary_counter.labels(*where, result) for result in _RESULTS}
         calls.foresee()
@@ -103,7 +106,11 @@ class WorkerGauges:
         for result, count in self._tested().items():
             self._canaries[result].set(count)
         self._kv.refresh()
-        now = (progress.steps, progress.tokens, progress.prefilled, progress.tokens_after_cancel)
+        cache = self._host.engine.cache_counts()
+        now = (
+            *(progress.steps, progress.tokens, progress.prefilled, progress.tokens_after_cancel),
+            *(cache.queried, cache.hits),
+        )
         for counter, total, told in zip(self._counters, now, self._told, strict=True):
             counter.inc(max(0, total - told))
         self._told = now

@@ -195,11 +195,16 @@ async def prefix_cache(run: Recorder) -> dict[str, Any]:
     first = run.submit(run.request(prompt, 3))
     await run.finish(first)
     await run.idle()
+    before = run.engine.cache_counts()
     second = run.submit(run.request(prompt, 3))
     await run.finish(second)
     end = run.sequences[second].end
     assert end is not None
     assert 0 < end.cached_tokens <= len(prompt)
+    await run.until("the cache's counts rise", lambda: run.engine.cache_counts().hits > before.hits)
+    after = run.engine.cache_counts()
+    assert after.queried - before.queried == len(prompt)
+    assert after.hits - before.hits == end.cached_tokens
     assert run.sequences[first].tokens == run.sequences[second].tokens or not run.subject.repeatable
     return {"cached tokens": f"{end.cached_tokens} of {len(prompt)}"}
 

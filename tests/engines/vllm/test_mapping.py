@@ -16,7 +16,7 @@ from holdfast.cli.catalogue import section
 from holdfast.cli.options import parse_flags
 from holdfast.cli.worker import _joined, narrow
 from holdfast.engines.attempt import Attempt, Output, admit
-from holdfast.engines.contract import EngineLoad, Guided, Sampling, TokenLogprob
+from holdfast.engines.contract import CacheCounts, EngineLoad, Guided, Sampling, TokenLogprob
 from holdfast.engines.handoff import KvHandoff, digest_of
 from holdfast.engines.vllm.arguments import prepare_environment, transfers, words_of
 from holdfast.engines.vllm.config import VllmConfig
@@ -232,6 +232,9 @@ def test_loads_by_rank_and_none_when_nothing_is_in_hand() -> None:
     assert (both.running, both.waiting, both.kv_used_blocks, both.kv_total_blocks) == (3, 1, 7, 20)
     assert [rank.kv_used_blocks for rank in both.ranks] == [5, 2]
     assert (statistics.cached, statistics.queried) == (6, 18)
+    engine = VllmEngine(VllmConfig(model="m"))
+    engine.statistics = statistics
+    assert engine.cache_counts() == CacheCounts(queried=18, hits=6)
 
 
 def test_errors_of_vllm_by_what_they_mean() -> None:

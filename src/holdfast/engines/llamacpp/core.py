@@ -42,6 +42,8 @@ class Core:
         self.steps = 0
         self.tokens = 0
         self.prefilled = 0
+        self.looked_up = self.found = 0
+        """Tokens that sequences began with, and those among them that a slot had."""
         self.tokens_after_cancel = 0
         self.phase: Phase = "starting"
         self.beat = time.monotonic()
@@ -149,6 +151,8 @@ class Core:
             raise InternalError("All KV slots are busy although fewer sequences than slots run.")
         sequence.computed = len(slot.tokens)
         sequence.cached = min(sequence.computed, sequence.prompt)
+        self.looked_up += len(sequence.tokens)
+        self.found += sequence.computed
         sequence.slot = slot
         self._running.append(sequence)
 

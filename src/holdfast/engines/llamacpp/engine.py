@@ -24,6 +24,7 @@ from holdfast.base.errors import (
 from holdfast.base.ids import SequenceKey
 from holdfast.base.limits import TOP_LOGPROBS
 from holdfast.engines.contract import (
+    CacheCounts,
     Capabilities,
     DeathSink,
     Engine,
@@ -155,6 +156,11 @@ class LlamaCppEngine(Engine):
             silent_step_seconds=core.expected.get(phase, 0.0),
             tokens_after_cancel=core.tokens_after_cancel,
         )
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what its slots were asked and had; see `Engine.cache_counts`."""
+        core = self._core
+        return CacheCounts(core.looked_up, core.found) if core is not None else CacheCounts()
 
     def take_kv_events(self) -> list[KvEvent]:
         """Return and forget the KV events since the last call."""

@@ -15,6 +15,7 @@ from typing import Any
 from holdfast.base.errors import EngineFailed, HandoffLost, HoldfastError, NoWorkers, UnsupportedFeature
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import (
+    CacheCounts,
     DeathSink,
     Engine,
     EngineInfo,
@@ -179,6 +180,10 @@ class MockEngine(Engine):
     def progress(self) -> EngineProgress:
         """Return the progress counters; see `Engine.progress`."""
         return EngineProgress(self._steps, self._tokens, self._prefilled, self._phase, self._silent)
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what its cache was asked and had; see `Engine.cache_counts`."""
+        return CacheCounts(self._scheduler.looked_up, self._scheduler.found)
 
     def take_kv_events(self) -> list[KvEvent]:
         """Return and forget the KV events since the last call."""

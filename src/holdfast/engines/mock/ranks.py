@@ -17,6 +17,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError, InvalidRequest
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import (
+    CacheCounts,
     DeathSink,
     Engine,
     EngineInfo,
@@ -122,6 +123,11 @@ class DataParallelMock(Abilities, Engine):
             silent_step_seconds=max(one.silent_step_seconds for one in all_of_them),
             tokens_after_cancel=sum(one.tokens_after_cancel for one in all_of_them),
         )
+
+    def cache_counts(self) -> CacheCounts:
+        """Return the sums of the ranks' counts."""
+        counts = [rank.cache_counts() for rank in self.ranks]
+        return CacheCounts(sum(one.queried for one in counts), sum(one.hits for one in counts))
 
     def take_kv_events(self) -> list[KvEvent]:
         """Return and forget the KV events since the last call, each with its rank."""

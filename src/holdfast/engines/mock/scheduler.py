@@ -64,6 +64,8 @@ class Scheduler:
         self.running: dict[SequenceKey, Sequence] = {}
         self.waiting: deque[Sequence] = deque()
         self.preemptions = 0
+        self.looked_up = self.found = 0
+        """Tokens that sequences began with, and those among them that were cached."""
         self._steps = 0
         self._reserve = int(config.watermark * pool.total)
         """Blocks that an admission leaves free."""
@@ -159,6 +161,9 @@ class Scheduler:
                 self._refused = _Refusal(sequence, self._pool.available, budget, missing)
                 return
             self._refused = None
+            if found_before is None and sequence.cached_tokens is not None:
+                self.looked_up += len(sequence.ids)
+                self.found += sequence.cached_tokens
             sequence.received = False  # should it have to give way, it is computed anew
             self.waiting.popleft()
             self.running[sequence.key] = sequence

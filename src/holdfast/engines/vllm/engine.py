@@ -26,7 +26,7 @@ from holdfast.base.errors import (
     WorkerSaturated,
 )
 from holdfast.engines.attempt import Attempt, Output
-from holdfast.engines.contract import EngineInfo, EngineLoad, Finish, LoadProgress
+from holdfast.engines.contract import CacheCounts, EngineInfo, EngineLoad, Finish, LoadProgress
 from holdfast.engines.driven import DrivenEngine
 from holdfast.engines.orphans import Orphans
 from holdfast.engines.vllm import arguments as flags
@@ -261,6 +261,10 @@ class VllmEngine(Adapters, Controls, DrivenEngine):
             live=len(self.attempts),
             prefill_tokens=waiting,
         )
+
+    def cache_counts(self) -> CacheCounts:
+        """Return what vLLM's own statistics say, those of requests that were given up included."""
+        return CacheCounts(self.statistics.queried, self.statistics.cached)
 
     def _stepped(self) -> None:
         self.steps += 1
