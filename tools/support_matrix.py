@@ -24,8 +24,8 @@ NEVER = "never"
 STREAMS = 64
 """As the check's sentence says."""
 NO_GPU = (
-    "**Nothing on this page ran on a GPU.** {names} ran for real, with real weights, on a CPU; what a GPU changes "
-    "(other kernels, CUDA graphs, bf16, several devices, RDMA transfers) is not covered."
+    "**{gpu}** {names} ran for real, with real weights, on a CPU; what a GPU changes "
+    "(other kernels, CUDA graphs, bf16, several devices, RDMA transfers) is {covered}."
 )
 NO_TRTLLM = (
     "**TensorRT-LLM itself has never run with Holdfast, on no hardware.** Its adapter ran against a stand-in that "
@@ -38,7 +38,12 @@ NO_TRTLLM = (
 def load_records(folder: Path) -> list[dict[str, Any]]:
     """Return the records, in the page's order of engines."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
-    return sorted(found, key=lambda record: (_place(record["engine"]), record["engine"]))
+    return sorted(found, key=lambda record: (_place(record["engine"]), record["engine"], record.get("device", "")))
+
+
+def _name(record: dict[str, Any]) -> str:
+    name = NAMES.get(record["engine"], record["engine"])
+    return f"{name} on {record['device']}" if record.get("device") else name
 
 
 def _place(engine: str) -> int:
@@ -52,10 +57,17 @@ def page(records: list[dict[str, Any]], sentences: dict[str, str]) -> str:
         records: as `load_records` returns them.
         sentences: what each check is about, by name, in order.
     """
-    names = [NAMES.get(record["engine"], record["engine"]) for record in records]
+    names = [_name(record) for record in records]
     missing = [NAMES[engine] for engine in ORDER if engine not in {record["engine"] for record in records}]
     real = [name for record, name in zip(records, names, strict=True) if record["where"].startswith("CPU")]
-    unproven = f"* {NO_GPU.format(names=', '.join(real) or 'No engine')}\n* {NO_TRTLLM}\n"
+    on_gpu = [name for record, name in zip(records, names, strict=True) if record.get("device")]
+    gpu = (
+        f"Of all engines only this ran on a GPU: {', '.join(on_gpu)}."
+        if on_gpu
+        else "Nothing on this page ran on a GPU."
+    )
+    covered = "covered by that alone, as far as its record says" if on_gpu else "not covered"
+    unproven = f"* {NO_GPU.format(gpu=gpu, covered=covered, names=', '.join(real) or 'No engine')}\n* {NO_TRTLLM}\n"
     parts = [f"# Support matrix\n\n{NOTE}", _intro(), unproven]
     if missing:
         parts.append(f"No record is committed for: {', '.join(missing)}.\n")
@@ -87,7 +99,8 @@ def _runs(records: list[dict[str, Any]], names: list[str]) -> str:
         version = f"{record['version']} (of the stand-in)" if record["stand_in"] else record["version"]
         passed = sum(result["verdict"] == "passed" for result in record["checks"].values())
         failed = sum(result["verdict"] == "failed" for result in record["checks"].values())
-        hardware = NEVER if record["stand_in"] else "CPU" if record["where"].startswith("CPU") else "none needed"
+        cpu = "CPU" if record["where"].startswith("CPU") else "none needed"
+        hardware = NEVER if record["stand_in"] else record.get("device") or cpu
         packages = ", ".join(f"{package} {number}" for package, number in record["packages"].items() if number)
         verdict = f"{passed} passed, {failed} failed" + ("" if record["complete"] else " (incomplete)")
         rows.append([name, version, record["where"], hardware, packages or "-", record["date"], verdict])

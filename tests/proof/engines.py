@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import random
+import shlex
 import signal
 import statistics
 import sys
@@ -41,7 +42,8 @@ from tests.support.hf_model import model_directory
 START_SECONDS = 900.0
 """A start of two vLLM workers on two cores that somebody else uses as well."""
 ANSWER_SECONDS = 300.0
-TOKENS = 48
+TOKENS = int(os.environ.get("HOLDFAST_PROOF_TOKENS", "48"))
+"""In an answer; more of them on a machine where 48 are over before anything can happen to them."""
 STREAMED, WHOLE = 4, 4
 FAULTS = ("core", "worker", "stop", "term")
 SPLIT_FAULTS = ("core", "worker", "prefill-core", "prefill-worker")
@@ -57,8 +59,10 @@ FLAGS = {
     "vllm": (
         *("--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "16", "--block-size", "32"),
         *("--num-gpu-blocks-override", "96", "--enforce-eager"),
+        *shlex.split(os.environ.get("HOLDFAST_VLLM_FLAGS", "")),
     )
 }
+"""On a GPU the variable shares it: ``--gpu-memory-utilization 0.1``."""
 CONTEXT = "The sea was calm that day and every boat stayed in the harbour. " * 18
 """Makes prompts long enough for a prefill leg to be hurt."""
 PREFILL_SECONDS = (0.1, 2.5)

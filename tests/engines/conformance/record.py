@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import json
 import platform
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,6 +53,7 @@ class Record:
             "version": info.version if info else self._version,
             "stand_in": subject.stand_in,
             "where": subject.where,
+            **({"device": subject.device} if subject.device else {}),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "holdfast": __version__,
             "python": platform.python_version(),
@@ -63,9 +65,13 @@ class Record:
         }
 
     def write(self, folder: Path) -> Path:
-        """Write ``<engine>.json`` there. Of a record of the same day and version, what was not run now is kept."""
+        """Write ``<engine>.json`` or ``<engine>-<device>.json`` there.
+
+        Of a record of the same day and version, what was not run now is kept.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self._subject.name}.json"
+        name = re.sub(r"[^a-z0-9]+", "-", f"{self._subject.name} {self._subject.device}".lower()).strip("-")
+        path = folder / f"{name}.json"
         if path.exists():
             self._keep(json.loads(path.read_text(encoding="utf-8")))
         path.write_text(json.dumps(self.as_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

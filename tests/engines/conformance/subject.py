@@ -38,6 +38,8 @@ class Subject:
     """Break a running engine as it breaks in real life (kill its process, make its thread fail)."""
     where: str
     """What it ran on, for the support matrix: ``CPU, in-process`` …"""
+    device: str = ""
+    """An accelerator, by name; its record stands beside that of the CPU."""
     prompts: tuple[str, ...] = tuple(chatml(text) for text in CHAT)
     """Several, whose greedy answers differ and have at least `length` tokens when the end is ignored."""
     ending: str = chatml("What is the capital of France?")

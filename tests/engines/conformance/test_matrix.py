@@ -23,9 +23,9 @@ def test_the_page_is_what_its_records_say(records):
 
 def test_committed_records_are_complete_and_without_failures(records):
     checks = {check.name for check in CHECKS}
-    by_engine = {record["engine"]: record for record in records}
-    assert set(DEFAULT) <= set(by_engine)
-    for name, record in by_engine.items():
+    assert set(DEFAULT) <= {record["engine"] for record in records}
+    for record in records:
+        name = record["engine"]
         assert record["complete"], name
         assert record["version"]
         assert set(record["checks"]) <= checks, name
@@ -40,6 +40,16 @@ def test_a_stand_in_is_never_taken_for_the_engine(records):
     assert "(of the stand-in)" in text
     assert "| never |" in text
     assert standing["capabilities"]["continuation"] == "none", "nothing is promised that nobody has measured"
+
+
+def test_a_gpu_is_named_beside_the_cpu(records):
+    (cpu,) = [record for record in records if record["engine"] == "vllm" and not record.get("device")]
+    text = support_matrix.page([cpu], support_matrix.sentences())
+    assert "Nothing on this page ran on a GPU" in text
+    gpu = {**cpu, "device": "NVIDIA H200", "where": "NVIDIA H200, SmolLM2-135M at float32", "version": "0.26.0"}
+    text = support_matrix.page([cpu, gpu], support_matrix.sentences())
+    assert "only this ran on a GPU: vLLM on NVIDIA H200." in text
+    assert "| vLLM on NVIDIA H200 | 0.26.0 | NVIDIA H200, SmolLM2-135M at float32 | NVIDIA H200 |" in text
 
 
 def test_failures_and_missing_checks_show(records):

@@ -1,4 +1,8 @@
-"""Engines for the tests with the real vLLM. They take their time to start, so the tests of a file share one."""
+"""Engines for the tests with the real vLLM. They take their time to start, so the tests of a file share one.
+
+On a GPU: ``HOLDFAST_VLLM_DEVICE="NVIDIA H200" HOLDFAST_VLLM_FLAGS="--gpu-memory-utilization 0.1"``, in an environment
+with vLLM for CUDA.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,12 @@ import os
 import pytest
 
 INSTALLED = importlib.util.find_spec("vllm") is not None
+DEVICE = os.environ.get("HOLDFAST_VLLM_DEVICE", "")
+"""The accelerator's name, for the records; empty: the CPU."""
+MORE_FLAGS = os.environ.get("HOLDFAST_VLLM_FLAGS", "")
+"""For vLLM, after those of the tests: a later one wins."""
+PROCESSES = 1 if DEVICE else 2
+"""That one vLLM starts: on a single GPU its core computes itself."""
 REQUIRED = os.environ.get("HOLDFAST_REQUIRE_VLLM", "") == "1"
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",

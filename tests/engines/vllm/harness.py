@@ -16,11 +16,12 @@ from holdfast.engines.handoff import KvHandoff
 from holdfast.engines.vllm.config import VllmConfig
 from holdfast.engines.vllm.engine import VllmEngine
 from holdfast.kv.events import KvEvent
+from tests.engines.vllm.conftest import MORE_FLAGS
 
 SMALL = (
     "--dtype float32 --max-model-len 512 --max-num-seqs 16 --block-size 32 --num-gpu-blocks-override 96 "
-    "--enforce-eager --seed 0"
-)
+    f"--enforce-eager --seed 0 {MORE_FLAGS}"
+).rstrip()
 """Flags with which two of them fit beside each other on a small machine."""
 QUESTIONS = (
     "What is the capital of France?",

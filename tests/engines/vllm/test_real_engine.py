@@ -1,4 +1,4 @@
-"""One real vLLM at float32 on the CPU: accounting, exactness, cancels, events, loads, controls, and its death."""
+"""One real vLLM at float32: accounting, exactness, cancels, events, loads, controls, and its death."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from holdfast.engines.contract import Guided
 from holdfast.health.payloads import payload_for, request_of
 from holdfast.kv.hashes import block_hashes
 from holdfast.worker.kv_log import KvLog
+from tests.engines.vllm.conftest import PROCESSES
 from tests.engines.vllm.harness import QUESTIONS, Run, ask
 from tests.patience import within
 from tests.worker.test_kv_log import contents
@@ -53,7 +54,7 @@ async def test_it_says_what_it_is(run: Run) -> None:
     can = info.capabilities
     assert (can.continuation, can.not_restored, can.kv_events) == ("greedy", ("seed", "penalties"), True)
     assert (can.handoff, can.cancel_until, can.lora) == ("", "anytime", False)
-    assert len(run.engine.child_pids()) == 2
+    assert len(run.engine.child_pids()) == PROCESSES
     assert run.loading[-1] == ("ready", 1.0)
     await run.engine.check()
 

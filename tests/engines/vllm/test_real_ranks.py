@@ -16,11 +16,14 @@ import pytest_asyncio
 from holdfast.base.errors import Conflict, InvalidRequest, ModelNotFound, NotFound
 from holdfast.engines.abilities import Adapter
 from holdfast.engines.orphans import marked
+from tests.engines.vllm.conftest import DEVICE, PROCESSES
 from tests.engines.vllm.harness import PATIENCE, QUESTIONS, SMALL, Run, ask
 from tests.patience import within
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
-FLAGS = f"{SMALL} --data-parallel-size 2 --enable-lora --max-loras 2 --max-lora-rank 8"
+RANKS = 1 if DEVICE else 2
+"""Each needs a device of its own."""
+FLAGS = f"{SMALL} --data-parallel-size {RANKS} --enable-lora --max-loras 2 --max-lora-rank 8"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -32,6 +35,7 @@ async def run(model: str) -> AsyncIterator[Run]:
         await engine.engine.close()
 
 
+@pytest.mark.skipif(RANKS < 2, reason="one device has one rank")
 async def test_ranks_are_told_apart(run: Run) -> None:
     assert run.info.data_parallel_size == 2
     assert run.info.capabilities.lora
@@ -78,7 +82,7 @@ from holdfast.engines.vllm.engine import VllmEngine
 async def main():
     engine = VllmEngine(VllmConfig(model=sys.argv[1], args=sys.argv[2]))
     starting = asyncio.ensure_future(engine.start(lambda _: None, print, lambda *_: None))
-    while not (sys.argv[3] == "early" and len(engine._orphans.pids()) >= 2) and not starting.done():
+    while not (sys.argv[3] == "early" and len(engine._orphans.pids()) >= int(sys.argv[4])) and not starting.done():
         await asyncio.sleep(0.05)
     print(engine._orphans._mark, len(engine._orphans.pids()), flush=True)
     await asyncio.sleep(600)
@@ -92,13 +96,13 @@ if __name__ == "__main__":
 async def test_a_killed_worker_leaves_no_process(model: str, tmp_path: Path, when: str) -> None:
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
-    command = [sys.executable, script, model, SMALL, when]
+    command = [sys.executable, script, model, SMALL, when, str(PROCESSES)]
     parent = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE, text=True)
     try:
         assert parent.stdout is not None
         async with asyncio.timeout(5 * PATIENCE):
             mark, count = (await asyncio.to_thread(parent.stdout.readline)).split()
-        assert int(count) >= 2
+        assert int(count) >= PROCESSES
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         async with asyncio.timeout(within(2.0)):

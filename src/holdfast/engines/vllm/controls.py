@@ -17,6 +17,8 @@ class Controls:
 
     llm: Any
     attempts: tuple[Attempt, ...]
+    _depth = 0
+    """Level of the present sleep; 0: awake."""
 
     async def pause_generation(self, mode: PauseMode = "keep") -> None:
         """Generate nothing until `resume_generation`; what is cached stays."""
@@ -30,13 +32,24 @@ class Controls:
         """Give memory back; see `abilities.Sleepable`."""
         if not self.llm.model_config.enable_sleep_mode:
             raise UnsupportedFeature("This vLLM was started without sleep mode; add --enable-sleep-mode (GPUs only).")
+        if level > 1 and self.llm.vllm_config.lora_config is not None:
+            raise UnsupportedFeature(
+                "Sleep of level 2 forgets adapters, and vLLM does not load them again; use level 1."
+            )
         if self.attempts:
             raise Conflict(f"{len(self.attempts)} sequences are in flight; drain this worker first.")
         await self.llm.sleep(level)
+        self._depth = self._depth or level  # vLLM sleeps on as deep as it did when it is told again
 
     async def wake_up(self) -> None:
-        """Take the memory again."""
-        await self.llm.wake_up()
+        """Take the memory again, and fill it: after level 2 vLLM has room for its weights, but not their values."""
+        if self._depth > 1:
+            await self.llm.wake_up(["weights"])
+            await self.llm.collective_rpc("reload_weights")
+            await self.llm.wake_up(["kv_cache"])
+        else:
+            await self.llm.wake_up()
+        self._depth = 0
 
     async def clear_cache(self) -> None:
         """Forget the cached prefixes that nobody uses."""
