@@ -7,12 +7,13 @@ import asyncio
 import sys
 
 from bench.kv_index import kv_index
+from bench.kv_join import kv_join
 from bench.kv_router import kv_router
 from bench.moves import kills
 from bench.table import Row, show
 from bench.token_path import first_token, paced, saturated, sizes
 
-PARTS = {part.__name__: part for part in (sizes, paced, saturated, first_token, kills, kv_index, kv_router)}
+PARTS = {part.__name__: part for part in (sizes, paced, saturated, first_token, kills, kv_index, kv_router, kv_join)}
 
 
 async def main(names: list[str], quick: bool) -> None:

@@ -50,7 +50,9 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def cluster(*, step_ms: float, workers: int = 2, flags: tuple[str, ...] = ()) -> AsyncIterator[Running]:
+async def cluster(
+    *, step_ms: float, workers: int = 2, flags: tuple[str, ...] = (), frontend_flags: tuple[str, ...] = ()
+) -> AsyncIterator[Running]:
     """Run a frontend and mock workers whose steps take so many milliseconds (0: instant)."""
     with tempfile.TemporaryDirectory() as root:
         port = free_port("127.0.0.1")
@@ -58,6 +60,7 @@ async def cluster(*, step_ms: float, workers: int = 2, flags: tuple[str, ...] = 
             http_ports=(port,),
             workers=workers,
             worker_flags=("--engine", "mock", "--mock-step-ms", str(step_ms), "--max-num-seqs", "1024", *flags),
+            frontend_flags=frontend_flags,
             env={"DYN_FILE_KV": str(Path(root) / "discovery"), "DYN_LOG": "error"},
             restart=RestartPolicy(intensity=1000),
             stop_grace=5.0,
