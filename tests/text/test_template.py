@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from holdfast.base.errors import InvalidRequest, UnsupportedFeature
 from holdfast.text.template import ChatTemplate
@@ -189,3 +190,26 @@ def test_render_costs_microseconds() -> None:
             template.render(USER)
         rounds.append((time.process_time() - start) / 500)
     assert min(rounds) < 40e-6
+
+
+MACROS = """
+{%- macro plain(a, b='-') %}{{ a }}{{ b }}{% endmacro %}
+{%- macro many(a) %}{{ a }}{{ varargs | join }}{{ kwargs | length }}{% endmacro %}
+{%- macro wrapped(a) %}<{{ a }}{{ caller() }}>{% endmacro %}
+{%- macro nested(message) %}{{ plain(message.content, message.role) }}{{ plain(message.name) }}{% endmacro %}
+{%- for message in messages %}
+{{- plain(message.content) }}{{ plain(message.content, 'b') }}{{ plain(message.content, b='k') }}{{ nested(message) }}
+{{- many(message.content, 1, 2, x=3) }}{% call wrapped(message.role) %}{{ message.content }}{% endcall %}
+{%- endfor %}
+{%- autoescape true %}{{ plain('<', '&') }}{% endautoescape %}"""
+
+
+def test_macros_say_what_they_say_without_our_short_cuts() -> None:
+    messages = [{"role": "user", "content": "<hi> & you"}, {"role": "system", "content": "é", "name": "items"}]
+    expected = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(MACROS)
+    assert ChatTemplate(MACROS).render(messages) == expected.render(messages=messages)
+
+
+def test_a_macro_that_is_given_too_much_is_the_templates_fault() -> None:
+    with pytest.raises(InvalidRequest, match="takes not more than 1 argument"):
+        ChatTemplate("{% macro one(a) %}{{ a }}{% endmacro %}{{ one(1, 2) }}").render(USER)

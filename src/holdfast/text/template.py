@@ -84,8 +84,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Return a dict's entry at once, where no attribute of dicts goes before it."""
-        if type(obj) is dict and attribute in obj and attribute not in _DICT_ATTRIBUTES:
-            return obj[attribute]
+        if type(obj) is dict and attribute not in _DICT_ATTRIBUTES:
+            try:
+                return obj[attribute]
+            except KeyError:
+                pass
         return super().getattr(obj, attribute)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805 - as it is there
@@ -94,7 +97,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return super().call(__context, __obj, *args, **kwargs)
         kwargs.pop("_block_vars", None)
         kwargs.pop("_loop_vars", None)
-        return __obj(__context.eval_ctx, *args, **kwargs)
+        odd = kwargs or __obj.catch_kwargs or __obj.catch_varargs or __obj.caller
+        if odd or len(args) != len(__obj.arguments) or __context.eval_ctx.autoescape:
+            return __obj(__context.eval_ctx, *args, **kwargs)
+        return __obj._func(*args)  # noqa: SLF001 - all that is left of `Macro.__call__` then
 
 
 def _environment(now: Callable[[], datetime] | None) -> ImmutableSandboxedEnvironment:
@@ -132,7 +138,7 @@ class ChatTemplate:
         try:
             self.variables = frozenset(meta.find_undeclared_variables(environment.parse(self.source)))
             self._template = environment.from_string(self.source)
-            self._template.globals = dict(self._template.globals)  # each render copies them; a plain dict is quick
+            self._globals = dict(self._template.globals)  # each render copies them; a plain dict is quick
         except jinja2.TemplateSyntaxError as error:
             self._broken = f"line {error.lineno}: {error.message}"
 
@@ -173,7 +179,13 @@ class ChatTemplate:
             raise InvalidRequest("messages must not be empty.", param="messages")
         if continue_final_message:
             _mark_final(shaped, add_generation_prompt)
+        if self._broken:
+            raise UnsupportedFeature(
+                f"This model's chat template does not compile ({self._broken}). "
+                "Use /v1/completions, or give the worker another template."
+            )
         variables = {
+            **self._globals,
             **more,
             **(chat_template_kwargs or {}),
             **self._tokens,
@@ -188,24 +200,22 @@ class ChatTemplate:
     def _first_that_renders(self, variables: dict[str, Any]) -> str:
         """Try the usual conventions, then those of templates that glue arguments in as text or loop over any tools."""
         shaped = variables["messages"]
+        variables["messages"] = with_objects(shaped)
         try:
-            return self._run({**variables, "messages": with_objects(shaped)})
+            return self._run(variables)
         except InvalidRequest as error:
             if not isinstance(error.__cause__, TypeError):
                 raise
+            variables["messages"] = shaped
             try:
                 return self._run({name: value for name, value in variables.items() if value is not None})
             except InvalidRequest:
                 raise error from error.__cause__
 
     def _run(self, variables: dict[str, Any]) -> str:
-        if self._broken:
-            raise UnsupportedFeature(
-                f"This model's chat template does not compile ({self._broken}). "
-                "Use /v1/completions, or give the worker another template."
-            )
         template = self._template
-        context = template.new_context(variables)
+        # what `Template.new_context` makes, less what only templates that import others look at
+        context = Context(template.environment, variables, template.name, template.blocks)
         try:
             return template.environment.concat(template.root_render_func(context))
         except _Objection as error:
