@@ -20,6 +20,7 @@ from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.drain import Drain
 from holdfast.frontend.server import Server, allow_files, inherited, listen, make_server
 from holdfast.health.status import StatusServer
+from holdfast.routing.absent import without_effect
 from holdfast.runtime.discovery.factory import open_discovery
 from holdfast.runtime.tls import open_transport
 from holdfast.runtime.tls_renewal import Renewal
@@ -88,6 +89,8 @@ async def serve(config: FrontendConfig) -> int:
             status.arm()
             host, port = own.getsockname()[:2]
             scheme = config.https.scheme
+            for warning in without_effect(config.requests.router):
+                log.warning("%s", warning)
             log.info("frontend listens on %s://%s:%d (router mode %s)", scheme, host, port, config.router_mode)
             await server.serve(sockets=[own] if not config.http_reuse_port else [])
             joining.cancel()

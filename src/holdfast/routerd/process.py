@@ -41,6 +41,7 @@ from holdfast.routerd.config import RouterConfig
 from holdfast.routerd.gauges import RouterGauges, RouterObserver
 from holdfast.routerd.questions import BEST_WORKER, FREE, OVERLAP_SCORES, PREFILL_COMPLETE, Ask, Done
 from holdfast.routerd.relay import Relay
+from holdfast.routing.absent import without_effect
 from holdfast.routing.knowledge import PrefixKnowledge
 from holdfast.routing.knowledge_keeper import KnowledgeKeeper
 from holdfast.runtime.advertise import needs_finding, published_address
@@ -249,6 +250,8 @@ class RouterProcess:
         await self._discovery.publish(record)
         self.ready.set()
         self.status.arm()
+        for warning in without_effect(self.config.requests.router):
+            log.warning("%s", warning)
         log.info("router %s (mode %s) listens on %s", self.instance, self.config.router_mode, record.address)
 
     def _pong(self) -> tuple[Progress, Load, str]:

@@ -145,6 +145,26 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
             "comparisons only, the first ones may wait until their time is over).",
         ),
     ] = "fcfs"
+    router_policy_config: Annotated[
+        str,
+        setting(
+            "DYN_ROUTER_POLICY_CONFIG",
+            "File of the reference's policy classes: accepted without effect, with a warning, as there are none here.",
+        ),
+    ] = ""
+    shared_cache_multiplier: Annotated[
+        float | None,
+        setting(
+            "DYN_SHARED_CACHE_MULTIPLIER",
+            "Credit for a block in a cache that workers share: accepted without effect, with a warning, as there is "
+            "none here.",
+            ge=0,
+        ),
+    ] = None
+    shared_cache_type: Annotated[
+        Literal["none", "hicache"],
+        setting("DYN_SHARED_CACHE_TYPE", "Which such cache there is: hicache is accepted without effect, likewise."),
+    ] = "none"
     router_session_affinity_ttl_secs: Annotated[
         int | None,
         setting(
