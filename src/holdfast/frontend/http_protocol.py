@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from urllib.parse import unquote
 
 import httptools
 import msgspec
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from holdfast.base.errors import CapacityExhausted
 from holdfast.frontend.client_wire import ClientWire
@@ -184,7 +186,7 @@ class HttpProtocol(Clocked):
         if self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT":
             self._upgrade = True
             return
-        super().on_headers_complete()
+        self._begin_request()
         self._unwatch()
         self._in_head = False
         self._in_body = True
@@ -197,16 +199,62 @@ class HttpProtocol(Clocked):
         self.scope["holdfast.wire"] = wire  # type: ignore[typeddict-unknown-key]
         self.scope["holdfast.body"] = wire.body  # type: ignore[typeddict-unknown-key]
 
+    def _begin_request(self) -> None:
+        """Let the application begin, or queue it behind the request before it.
+
+        What uvicorn's own method does, less what is not switched on here: WebSockets, a path in front of ours, a bound
+        of its own on concurrency.
+        """
+        parser, scope = self.parser, self.scope
+        version = parser.get_http_version()
+        scope["method"] = parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        url = httptools.parse_url(self.url)
+        scope["raw_path"] = url.path
+        path = url.path.decode("ascii")
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["query_string"] = url.query or b""
+        before = self.cycle
+        self.cycle = cycle = RequestResponseCycle(
+            scope,
+            self.transport,
+            self.flow,
+            self.logger,
+            self.access_logger,
+            self.access_log,
+            self.server_state.default_headers,
+            asyncio.Event(),
+            self.expect_100_continue,
+            version != "1.0" and parser.should_keep_alive(),
+            self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((cycle, self.app))
+
     def on_body(self, body: bytes) -> None:
         """A part of the body, its chunks taken apart."""
         self._body_size += len(body)
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         """The whole request is there; the next one may take its time (keep-alive bound)."""
-        if not self._upgrade:
-            self._in_body = False
-            super().on_message_complete()
+        if self._upgrade:
+            return
+        self._in_body = False
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     # the answer
 
