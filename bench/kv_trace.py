@@ -7,6 +7,10 @@ tokens, 16,384 blocks an engine), driven in a closed loop, routed by the product
 every quarter of a second, KV router. What the caches hold is read from the engines at once and completely, as events
 bring it within milliseconds. The oracle sees the same, always takes the longest prefix, whatever else
 there is to do there, and the least busy worker among equals.
+
+A closed loop begins with as many requests at once as its concurrency, to workers whose caches are empty: under heavy
+load these alone are the slowest hundredth, whoever routes. So the 99th percentile is given for all, and for those after
+them.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from typing import Any
 
 from tests.support.virtual_time import VirtualLoop
 
+from bench.table import percentile
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import GenerateRequest, Sampling, SequenceStep, StopRules
 from holdfast.engines.mock import MockConfig, MockEngine
@@ -34,6 +39,7 @@ from holdfast.models.card import ModelCard, artifact_of
 from holdfast.replay.arrivals import Arrivals
 from holdfast.replay.driver import Events, Job
 from holdfast.replay.prompts import Prompts
+from holdfast.replay.record import Recording
 from holdfast.replay.report import summarise
 from holdfast.replay.run import replay
 from holdfast.replay.trace import TraceRequest, chosen
@@ -207,6 +213,7 @@ def simulate(task: tuple[str, int, str, int, dict[str, float], int | None, int])
             "hit": found.hit_rate,
             "ttft_p50": found.time_to_first_token.p50,
             "ttft_p99": found.time_to_first_token.p99,
+            "ttft_p99_later": percentile(later(recording, concurrency), 0.99),
             "ttft_mean": found.time_to_first_token.mean,
             "rate": found.output_tokens_per_second,
             "itl": found.inter_token.mean,
@@ -218,6 +225,11 @@ def simulate(task: tuple[str, int, str, int, dict[str, float], int | None, int])
         result = runner.run(main())
     result["cpu"] = time.process_time() - began
     return result
+
+
+def later(recording: Recording, first: int) -> list[float]:
+    """Return the seconds to the first token of all requests but the first so many."""
+    return [took for one in recording.records[first:] if (took := one.time_to_first_token) is not None]
 
 
 def no_reuse(requests: int) -> Iterator[TraceRequest]:
@@ -246,7 +258,8 @@ MADE: dict[str, Callable[[int], Iterator[TraceRequest]]] = {"none": no_reuse, "h
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table."""
-    print("concurrency | mode | hit rate | TTFT mean, p50, p99 (s) | tokens/s | ITL mean (ms) | busiest/mean")
+    times = "TTFT mean, p50, p99, p99 after the first (s)"
+    print(f"concurrency | mode | hit rate | {times} | tokens/s | ITL mean (ms) | busiest/mean")
     print("--- | --- | --- | --- | --- | --- | ---")
     for row in rows:
         print(line(row))
@@ -254,9 +267,10 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 def line(row: dict[str, Any]) -> str:
     """Return one row of the table."""
+    times = ", ".join(f"{row[name]:.2f}" for name in ("ttft_mean", "ttft_p50", "ttft_p99", "ttft_p99_later"))
     return (
-        f"{row['concurrency']} | {row['mode']} | {row['hit']:.1%} | {row['ttft_mean']:.2f}, {row['ttft_p50']:.2f}, "
-        f"{row['ttft_p99']:.2f} | {row['rate']:.0f} | {row['itl'] * 1e3:.1f} | {row['balance']:.2f}"
+        f"{row['concurrency']} | {row['mode']} | {row['hit']:.1%} | {times} | {row['rate']:.0f} | "
+        f"{row['itl'] * 1e3:.1f} | {row['balance']:.2f}"
     )
 
 
