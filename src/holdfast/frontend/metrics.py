@@ -238,13 +238,13 @@ class FrontendMetrics:
     def accepted(self, generation: Generation, first: bool) -> None:
         """See `Observer`."""
         if first:
-            self._stage_roundtrip.note(_since(generation, "attempt"))
+            self._stage_roundtrip.note(_since_attempt(generation))
 
     def first_token(self, generation: Generation) -> None:
         """See `Observer`."""
         plan = generation.plan
         waited = generation.timeline[-1][0] + plan.prepared_seconds
-        self.roundtrip.note(_since(generation, "attempt"))
+        self.roundtrip.note(_since_attempt(generation))
         if not plan.choice:
             of = self._models.get(plan.model) or self.of(plan.model)
             of.first_tokens.note(waited)
@@ -356,6 +356,6 @@ def _at(generation: Generation, event: str) -> float:
     return 0.0
 
 
-def _since(generation: Generation, event: str) -> float:
-    """Return the seconds from the last note of an event to the latest note of all."""
-    return max(0.0, generation.timeline[-1][0] - _at(generation, event))
+def _since_attempt(generation: Generation) -> float:
+    """Return the seconds from the beginning of the latest attempt to the latest note of all."""
+    return max(0.0, generation.timeline[-1][0] - _at(generation, "attempt"))

@@ -139,7 +139,7 @@ class Preparer:
         chat = surface == "chat_completions"
         spec, sources, took = (self._chat if chat else self._completion)(request, served, self._clock)
         began = self._clock()
-        prompts = [self._encode(served, source, special=not chat) for source in sources]
+        prompts = [self._encode(served, source, not chat) for source in sources]
         self._told(sources, took, began)
         return self._prepared(surface, request.model, served, spec, prompts)
 
@@ -206,7 +206,7 @@ class Preparer:
                 sources.append(Prompt(array("I", prompt), text))
         return spec, sources, 0
 
-    def _encode(self, served: ServedModel, source: Source, *, special: bool) -> Prompt:
+    def _encode(self, served: ServedModel, source: Source, special: bool) -> Prompt:
         if isinstance(source, Prompt):
             return source
         limit = served.card.context_length
@@ -216,7 +216,7 @@ class Preparer:
         if isinstance(source, Prompt):
             return source
         if len(source) < HUGE_TEXT_CHARS:
-            return await self._offload.run(self._encode, served, source, special=special)
+            return await self._offload.run(self._encode, served, source, special)
         artifact = served.card.tokenizer
         packed = await self._pool.encode(
             artifact.sha256,

@@ -138,9 +138,10 @@ class Story:
     def ended(self, error: HoldfastError | None) -> None:
         """It has ended, well or with this error."""
         seconds = self.seconds()
-        self._metrics.finished(self.model, self.surface, self.kind, error, seconds)
+        metrics = self._metrics
+        metrics.finished(self.model, self.surface, self.kind, error, seconds)
         if error is None and self.request is not None:
-            self._metrics.answered(self.request)
+            metrics.answered(self.request)
         context.closed(seconds, self.prepared_seconds)
         facts = self._facts(seconds, error)
         self._stories.ring.add(facts)

@@ -8,7 +8,7 @@ invalid one is ignored and a new trace begun. Must never keep credentials (see `
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -16,7 +16,7 @@ from holdfast.base import limits
 from holdfast.base.errors import InvalidRequest
 from holdfast.openai.mapping import Steering
 
-RawHeaders = Iterable[tuple[bytes, bytes]]
+RawHeaders = Sequence[tuple[bytes, bytes]]
 """As ASGI gives them: lower-case names."""
 
 LONGEST_TIMEOUT_MS = 24 * 60 * 60 * 1000
@@ -73,6 +73,8 @@ def parse_headers(headers: RawHeaders, *, steering: bool = True) -> RequestHeade
     Raises:
         InvalidRequest: a value that is not what the header takes; ``param`` is the header's name.
     """
+    if _READERS.keys().isdisjoint([name for name, _ in headers]):
+        return NO_HEADERS
     found: RequestHeaders | None = None
     seen: set[bytes] = set()
     for name, value in headers:

@@ -70,9 +70,9 @@ class Policy:
         same fingerprint.
         """
         left = self.preferred(model, candidates, wish)
-        if not left:
-            return None
-        return left[0] if len(left) == 1 else self._pick(model, left)
+        if len(left) > 1:
+            return self._pick(model, left)
+        return left[0] if left else None
 
     def preferred(self, model: str, candidates: Sequence[C], wish: Wish) -> list[C]:
         """Return those among whom load or caches decide; preferences as in `choose`."""

@@ -26,7 +26,7 @@ class TextAssembler:
     """
 
     __slots__ = (
-        "_bypass", "_detokenizer", "_include_stop", "_matcher", "_reasoning", "_step", "_tools",
+        "_bypass", "_detokenizer", "_include_stop", "_matcher", "_plain", "_reasoning", "_step", "_tools",
         "fast", "stop", "stop_index",
     )  # fmt: skip
 
@@ -53,19 +53,22 @@ class TextAssembler:
         self._detokenizer = detokenizer
         self._step = detokenizer.step
         self._include_stop = include_stop
-        matcher = StopMatcher(stops, include_stop=include_stop) if any(stops) else None
+        matcher = StopMatcher(stops, include_stop=include_stop) if stops and any(stops) else None
         self._matcher = matcher
         self._bypass = min_tokens if matcher is not None else 0
         self._reasoning = reasoning
         self._tools = tools
-        self.fast = False
+        self._plain = matcher is None and reasoning is None and tools is None
+        """Nothing but detokenizing is asked for."""
+        self.fast = self._plain
         """Whether the output from here on is plain content, so that `fragment` may be used instead of `push`."""
         self.stop: str | None = None
         """The stop string that ended the output."""
         self.stop_index = 0
         """Index, within the run of ids last pushed, of the token that completed ``stop``. The tokens after it
         are not part of the output; that one is."""
-        self._settle()
+        if not self._plain:
+            self._settle()
 
     def _settle(self) -> None:
         self.fast = (
@@ -144,6 +147,8 @@ class TextAssembler:
     def finish(self) -> list[Delta]:
         """Return what was held back, because no more tokens will come. Call once."""
         text = "" if self.stop is not None else self._detokenizer.finish()
+        if self._plain:
+            return [ContentDelta(text)] if text else []
         if self._matcher is not None and self.stop is None:
             safe, self.stop = self._matcher.feed(text)
             text = safe + self._matcher.flush()
