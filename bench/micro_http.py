@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import cProfile
 import gc
+import itertools
 import json
 import pstats
 import sys
@@ -153,6 +154,7 @@ class Bench:
     def __init__(self, protocols: list[Any], wires: list[Wire], worker: Worker):
         self._clients = list(zip(protocols, wires, strict=True))
         self._worker = worker
+        self._words = itertools.count(1 << 20)
         self.spent = 0
         """CPU nanoseconds of the frontend."""
         self.enter: Callable[[], None] = _nothing
@@ -160,17 +162,20 @@ class Bench:
         self.leave: Callable[[], None] = _nothing
         """Called after it."""
 
-    async def round(self, request: bytes, tokens: int, *, at_once: int) -> None:
-        """Serve one request of each client, so many at the same time."""
+    async def round(self, stream: bool, tokens: int, *, at_once: int) -> None:
+        """Serve one request of each client, so many at the same time. Each says something new."""
         for start in range(0, len(self._clients), at_once):
-            await self._serve(self._clients[start : start + at_once], request, tokens)
+            clients = self._clients[start : start + at_once]
+            requests = [chat(tokens, stream=stream, text=f"hi {next(self._words):x}") for _ in clients]
+            await self._serve(clients, requests, tokens)
 
-    async def _serve(self, clients: list[tuple[Any, Wire]], request: bytes, tokens: int) -> None:
+    async def _serve(self, clients: list[tuple[Any, Wire]], requests: list[bytes], tokens: int) -> None:
         worker = self._worker
         worker.look()
         worker.opened.clear()
         deadline = time.monotonic() + SECONDS
-        await self._counted(lambda: [protocol.data_received(request) for protocol, _ in clients])
+        sent = list(zip(clients, requests, strict=True))
+        await self._counted(lambda: [protocol.data_received(request) for (protocol, _), request in sent])
         while len(worker.opened) < len(clients):
             await self._counted(_nothing)
             worker.look()
@@ -278,26 +283,26 @@ async def running() -> AsyncIterator[Bench]:
 
 async def measure(options: argparse.Namespace) -> dict[str, float]:
     """Return CPU microseconds per request (least and median of rounds) and calls per request."""
-    request = chat(options.tokens, stream=not options.whole)
+    stream = not options.whole
     at_once = 1 if options.one_by_one else CLIENTS
     async with running() as bench:
         for _ in range(5):
-            await bench.round(request, options.tokens, at_once=at_once)
+            await bench.round(stream, options.tokens, at_once=at_once)
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)  # as a frontend's process does
         rounds = []
         for _ in range(options.rounds):
             bench.spent = 0
-            await bench.round(request, options.tokens, at_once=at_once)
+            await bench.round(stream, options.tokens, at_once=at_once)
             rounds.append(bench.spent / 1000 / CLIENTS)
         profile = cProfile.Profile()
         bench.enter, bench.leave = profile.enable, profile.disable
         for _ in range(3):
-            await bench.round(request, options.tokens, at_once=at_once)
+            await bench.round(stream, options.tokens, at_once=at_once)
         counter = Instructions()
         bench.enter, bench.leave = counter.enter, counter.leave
-        await bench.round(request, options.tokens, at_once=at_once)
+        await bench.round(stream, options.tokens, at_once=at_once)
     stats = pstats.Stats(profile)
     if options.calls:
         show(stats, 3 * CLIENTS)

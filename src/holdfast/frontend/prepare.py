@@ -131,7 +131,7 @@ class Preparer:
         came = self._clock()
         spec, sources, rendered = await self._offload.run(read, request, served, _no_clock)
         began = self._clock()
-        prompts = [await self._encode_large(served, source, special=not chat) for source in sources]
+        prompts = [await self._encode_large(served, source, not chat, spec.cache_salt) for source in sources]
         self._told(sources, began - came if rendered else 0, began)
         return self._prepared(surface, request.model, served, spec, prompts)
 
@@ -139,7 +139,7 @@ class Preparer:
         chat = surface == "chat_completions"
         spec, sources, took = (self._chat if chat else self._completion)(request, served, self._clock)
         began = self._clock()
-        prompts = [self._encode(served, source, not chat) for source in sources]
+        prompts = [self._encode(served, source, not chat, spec.cache_salt) for source in sources]
         self._told(sources, took, began)
         return self._prepared(surface, request.model, served, spec, prompts)
 
@@ -206,17 +206,20 @@ class Preparer:
                 sources.append(Prompt(array("I", prompt), text))
         return spec, sources, 0
 
-    def _encode(self, served: ServedModel, source: Source, special: bool) -> Prompt:
+    def _encode(self, served: ServedModel, source: Source, special: bool, salt: str | None) -> Prompt:
+        """Return a prompt with its ids. Whose prefix caches a ``salt`` keeps apart shares no other memory either."""
         if isinstance(source, Prompt):
             return source
-        limit = served.card.context_length
-        return Prompt(served.text.tokenizer.encode(source, add_special_tokens=special, max_tokens=limit), source)
+        ids = served.text.tokenizer.encode(
+            source, add_special_tokens=special, max_tokens=served.card.context_length, remember=salt is None
+        )
+        return Prompt(ids, source)
 
-    async def _encode_large(self, served: ServedModel, source: Source, *, special: bool) -> Prompt:
+    async def _encode_large(self, served: ServedModel, source: Source, special: bool, salt: str | None) -> Prompt:
         if isinstance(source, Prompt):
             return source
         if len(source) < HUGE_TEXT_CHARS:
-            return await self._offload.run(self._encode, served, source, special)
+            return await self._offload.run(self._encode, served, source, special, salt)
         artifact = served.card.tokenizer
         packed = await self._pool.encode(
             artifact.sha256,

@@ -17,6 +17,7 @@ from holdfast.base.errors import ContextLengthExceeded, InternalError, InvalidRe
 from holdfast.base.limits import UNSPLIT_TEXT_CHARS
 from holdfast.text.chunked import PIECE_CHARS, pieces
 from holdfast.text.detokenizer import Detokenizer, TableDetokenizer, WindowDetokenizer
+from holdfast.text.segments import Segments
 from holdfast.text.tables import BYTE_OF_CHAR, DetokTables, piece_bytes
 
 _TABLE_VARIANTS = 8
@@ -46,8 +47,11 @@ class _Model(msgspec.Struct):
 
 class _Added(msgspec.Struct):
     content: str
+    id: int = -1
     lstrip: bool = False
     rstrip: bool = False
+    single_word: bool = False
+    normalized: bool = True
 
 
 class _Spec(msgspec.Struct):
@@ -98,6 +102,8 @@ class Tokenizer:
         self._special = {token.content for token in self._hf.get_added_tokens_decoder().values() if token.special}
         self._byte_level = [step.type for step in _flat(spec.decoder)] == ["ByteLevel"]
         self._local = self._byte_level and _is_local(spec)
+        marks = _marks(spec) if self._local else {}
+        self._segments = Segments(self._ids, marks) if marks else None
         self._normalizes = bool(_flat(spec.normalizer))
         self._missing = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in self._pieces)
         self._tables: dict[tuple[bool, frozenset[str]], DetokTables] = {}
@@ -110,7 +116,9 @@ class Tokenizer:
         """Whether every token is a fixed run of bytes."""
         return self._byte_level
 
-    def encode(self, text: str, *, add_special_tokens: bool = False, max_tokens: int | None = None) -> array[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = False, max_tokens: int | None = None, remember: bool = True
+    ) -> array[int]:
         """Tokenize.
 
         Releases the interpreter lock for most of the work, so that a thread can do it beside the event loop;
@@ -121,6 +129,8 @@ class Tokenizer:
             add_special_tokens: whether the tokenizer's own begin/end tokens are added. Rendered chat templates
                 contain theirs already.
             max_tokens: give up as soon as there are more.
+            remember: whether what stands between special tokens may be kept, and may come from earlier texts
+                (`segments`). That shows in the time it takes.
 
         Returns:
             The ids as ``array('I')``.
@@ -134,7 +144,10 @@ class Tokenizer:
             raise too_long(bound, max_tokens, exact=False)
         if self._local and len(text) > 2 * PIECE_CHARS:
             return self._encode_large(text, add_special_tokens, max_tokens)
-        ids = array("I", self._ids(text, add_special_tokens))
+        if self._segments is not None and remember and not add_special_tokens:
+            ids = self._segments.encode(text)
+        else:
+            ids = array("I", self._ids(text, add_special_tokens))
         if max_tokens is not None and len(ids) > max_tokens:
             raise too_long(len(ids), max_tokens, exact=True)
         return ids
@@ -269,6 +282,14 @@ def too_long(tokens: int, limit: int, *, exact: bool) -> ContextLengthExceeded:
     return ContextLengthExceeded(
         f"The prompt has {count} tokens; at most {limit} fit.", param="prompt", limit=limit, actual=tokens
     )
+
+
+def _marks(spec: _Spec) -> dict[str, int]:
+    """Return the tokens at which every text is cut first, whatever is beside them; none when some look around."""
+    cutting = [token for token in spec.added_tokens if not token.normalized and token.content]
+    if any(token.single_word for token in cutting):
+        return {}
+    return {token.content: token.id for token in cutting}
 
 
 def _is_local(spec: _Spec) -> bool:
