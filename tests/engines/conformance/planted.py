@@ -11,6 +11,7 @@ import msgspec
 from holdfast.base.errors import HoldfastError
 from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import (
+    CacheCounts,
     DeathSink,
     Engine,
     EngineInfo,
@@ -70,6 +71,9 @@ class Wrapped(Engine):
 
     def progress(self) -> EngineProgress:
         return self.inner.progress()
+
+    def cache_counts(self) -> CacheCounts:
+        return self.inner.cache_counts()
 
     def take_kv_events(self) -> list[KvEvent]:
         return self.inner.take_kv_events()
@@ -182,6 +186,12 @@ class CountersFall(Wrapped):
         return msgspec.structs.replace(found, steps=found.steps % 5)
 
 
+class CountsEveryHitTwice(Wrapped):
+    def cache_counts(self) -> CacheCounts:
+        found = self.inner.cache_counts()
+        return msgspec.structs.replace(found, hits=2 * found.hits)
+
+
 class TakesAnything(Wrapped):
     """Refuses nothing."""
 
@@ -266,6 +276,7 @@ PLANTED: tuple[tuple[str, Make, str], ...] = (
     ("penalties begin anew", NewPenalties, "restores_penalties"),
     ("min_tokens begin anew", ForgetsMinTokens, "restores_min_tokens"),
     ("cached tokens not told", spoiled(cache_unsaid), "prefix_cache"),
+    ("hits of the cache counted twice", CountsEveryHitTwice, "prefix_cache"),
     ("streams crossed", spoiled(streams_crossed), "many_streams"),
     ("a token after cancel", SpeaksAfterCancel, "cancel"),
     ("a cancel that stops nothing", ForgetsCancel, "cancel_stops_work"),
