@@ -209,6 +209,7 @@ class GenerateRoute:
             steering.router,
             steering.expected_output_tokens,
             prefill=steering.prefill_worker,
+            policy_class=steering.policy_class,
         )
         seed = spec.seed if spec.seed is not None else seeds.draw(self._services.rng)
         plans: list[Plan] = []

@@ -27,6 +27,7 @@ from holdfast.requests.poison import POISON_DEATHS, Inquest
 from holdfast.requests.router import Router
 from holdfast.routing.admission import Admission
 from holdfast.routing.config import AdmissionSettings
+from holdfast.routing.policy_classes import policy_classes
 
 TrialRank = tuple[int, bool, int]
 LOOK_AGAIN = 0.25
@@ -59,7 +60,10 @@ class Placement:
         self._inquest = inquest
         inquest.on_still = self._trial_over
         self._admission = admission
-        self.line = Line(settings, leases, admission.drain, router.settings.router_queue_policy)
+        wanted = router.settings
+        classes = policy_classes(wanted.router_policy_config)
+        self.line = Line(settings, leases, admission.drain, wanted.router_queue_policy, classes)
+        self.line.workers_of = lambda model: len(pool.usable(model))
         self.line.tokens_of = self._new_tokens
         self._router = router
         self._leases = leases
@@ -220,12 +224,20 @@ class Placement:
         refused = self._unwilling(need, now) if need.refused else {}
         if need.promised or (need.party.admitted and need.party.size > 1):
             return self._for_the_promised(need, [w for w in usable if (w.instance, w.epoch) not in refused], now)
+        spot = self.line.spot(need)
+        thresholds = spot.policy_class.thresholds(self._admission.book.of(need.model)) if spot is not None else None
         if not refused:
-            free = self._admission.with_room(need.model, usable)
+            free = self._admission.with_room(need.model, usable, thresholds)
             if free or not usable:  # as `judge` would say, to whom there is much to tell
                 return free
         verdict = self._admission.judge(
-            need.model, usable, refused, queueing=self.line.open, ahead=self.line.waiting(need.model), now=now
+            need.model,
+            usable,
+            refused,
+            queueing=self.line.open,
+            ahead=self.line.waiting(need.model),
+            now=now,
+            thresholds=thresholds,
         )
         need.full = verdict.error
         if verdict.decision == "reject" and verdict.error is not None:
