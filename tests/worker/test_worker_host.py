@@ -11,8 +11,8 @@ from holdfast.base.errors import (
     InvalidRequest,
     PoisonRequest,
     UnsupportedFeature,
-    from_info,
 )
+from holdfast.base.restored import from_info
 from holdfast.engines.contract import Capabilities, SequenceStep, TokenLogprob, pack_ids
 from holdfast.engines.handoff import KvHandoff, digest_of
 from holdfast.worker import host as host_module

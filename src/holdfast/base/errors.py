@@ -40,8 +40,7 @@ Two attributes decide everything: ``fault`` says whose it is, ``retry`` says wha
 
 Every class has a stable ``code``, an HTTP ``status``, an OpenAI ``type`` and a sentence (``hint``)
 that tells the reader what to do next. Only ``worker`` and ``transport`` faults count against a
-worker (promise P10). Errors cross the wire as `ErrorInfo`; `from_info` restores the class by code
-and falls back to the fault and retry attributes when the code is unknown to this version.
+worker (promise P10). Errors cross the wire as `ErrorInfo`; `base.restored` makes them errors again.
 
 Must never import anything of Holdfast, and never carry prompt or generated text.
 """
@@ -391,30 +390,3 @@ class RemoteError(HoldfastError):
     """An error whose code this version does not know; fault and retry come from the peer."""
 
     code = "remote_error"
-
-
-def _tree(root: type[HoldfastError]) -> dict[str, type[HoldfastError]]:
-    found = {root.code: root}
-    for child in root.__subclasses__():
-        found.update(_tree(child))
-    return found
-
-
-def from_info(info: ErrorInfo) -> HoldfastError:
-    """Restore an error from its wire form; an unknown code keeps the peer's fault and retry."""
-    details = dict(info.details)
-    param = details.pop("param", None)
-    retry_after = details.pop("retry_after", None)
-    cls = _tree(HoldfastError).get(info.code)
-    if cls is None or cls is HoldfastError:
-        error: HoldfastError = RemoteError(
-            info.message, param=param, retry_after=retry_after, code=info.code, **details
-        )
-        error.fault = info.fault if info.fault in _FAULTS else "internal"  # type: ignore[assignment]
-        error.retry = info.retry if info.retry in _RETRIES else "never"  # type: ignore[assignment]
-        return error
-    return cls(info.message, param=param, retry_after=retry_after, **details)
-
-
-_FAULTS = ("caller", "request", "worker", "capacity", "transport", "internal")
-_RETRIES = ("never", "same", "elsewhere", "later")

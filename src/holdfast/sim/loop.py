@@ -22,6 +22,7 @@ from holdfast.sim.doorless import DoorlessLoop
 from holdfast.sim.guard import Escape
 from holdfast.sim.lanes import LANE, Failure, Lane, Runaway, SimFuture, SimHandle, SimTask, describe, is_cancelled
 from holdfast.sim.tape import Stream
+from holdfast.sim.threads import WORK_SECONDS, WORK_STEPS, work_inline
 
 T = TypeVar("T")
 
@@ -33,9 +34,6 @@ COLLECT_EVERY = 400_000
 """Callbacks between two collections of garbage."""
 MAX_CALLBACKS = 20_000_000
 """A universe with more callbacks than this runs away."""
-EXECUTOR_SECONDS = 2e-3
-"""A function that is given to the thread pool is through within this."""
-EXECUTOR_STEPS = 256
 MAX_PER_INSTANT = 200_000
 """More callbacks than this without any time passing: something spins."""
 MANY_CANCELLED = 256
@@ -167,24 +165,9 @@ class SimLoop(DoorlessLoop):
         """Run the function inline in a later callback of the same lane, as if a thread had done it by then."""
         del executor
         future = self.create_future()
-        delay = EXECUTOR_SECONDS * self._choose(EXECUTOR_STEPS, "thread") / EXECUTOR_STEPS
-        self.call_at(self.now + delay, self._work, future, func, args)
+        delay = WORK_SECONDS * self._choose(WORK_STEPS, "thread") / WORK_STEPS
+        self.call_at(self.now + delay, work_inline, self, future, func, args)
         return future
-
-    def _work(self, future: asyncio.Future[Any], func: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        if future.cancelled():
-            return
-        asyncio._set_running_loop(None)  # a thread has no running loop
-        try:
-            result = func(*args)
-        except BaseException as error:
-            if isinstance(error, (SystemExit, KeyboardInterrupt)):
-                raise
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-        finally:
-            asyncio._set_running_loop(self)
 
     def run(self, until: Callable[[], bool] | None = None, limit_s: float = 3600.0) -> bool:
         """Run until the condition holds, nothing is left to do, or so much virtual time has passed.

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from holdfast.base.errors import CannotConnect
 from holdfast.runtime.transport import CannotListen, ProtocolFactory, is_loopback, join_address, split_address
+from holdfast.sim.faces import Names
 from holdfast.sim.links import SPLIT_FROM, NetworkSettings, Way
-from holdfast.sim.streams import Names, SimStream
+from holdfast.sim.streams import SimStream
 
 if TYPE_CHECKING:
     from holdfast.sim.hosts import Host

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
+from holdfast.sim.faces import Face, Names
 from holdfast.sim.links import JITTERS, SPLIT_FROM, Way
 
 if TYPE_CHECKING:
@@ -26,10 +27,8 @@ FIN = b""
 RST = None
 """In a row of pieces: the connection is no more."""
 
-Names = tuple[tuple[str, int], tuple[str, int]]
 
-
-class SimStream(asyncio.Transport):
+class SimStream(Face):
     """See the module.
 
     Args:
@@ -42,37 +41,28 @@ class SimStream(asyncio.Transport):
 
     __slots__ = (
         "_armed",
-        "_closing",
         "_context",
         "_flying",
-        "_high",
-        "_low",
         "_paused",
-        "_reading",
         "_unheard",
         "_waiting",
-        "_waiting_bytes",
         "_window",
         "_writable_soon",
         "host",
         "incoming",
         "last_arrival",
-        "lost",
-        "names",
         "network",
         "number",
         "peer",
-        "protocol",
         "way",
     )
 
     peer: SimStream
-    protocol: asyncio.Protocol
 
     def __init__(self, network: SimNetwork, host: Host, way: Way, number: int, names: Names):
-        super().__init__()
+        super().__init__(names, low=network.settings.low_water, high=network.settings.high_water)
         self.network, self.host, self.way = network, host, way
-        self.number, self.names = number, names
+        self.number = number
         self.incoming: deque[tuple[float, bytes | None]] = deque()
         """On the way to this end, or waiting in its system: arrival and bytes."""
         self.last_arrival = 0.0
@@ -83,16 +73,10 @@ class SimStream(asyncio.Transport):
         self._unheard = 0
         """Bytes that were read, but the news of it is held by a partition."""
         self._waiting: deque[bytes] = deque()
-        self._waiting_bytes = 0
-        self._high, self._low = network.settings.high_water, network.settings.low_water
         self._window = network.settings.window
         self._paused = False
-        self._reading = False
         self._armed = False
         self._writable_soon = False
-        self._closing = False
-        self.lost = False
-        """This end is over."""
 
     # -- what the protocol's side calls ----------------------------------------------------------------
 
@@ -112,10 +96,6 @@ class SimStream(asyncio.Transport):
             self._paused = True
             self.protocol.pause_writing()
 
-    def writelines(self, list_of_data: Any) -> None:
-        """Send several pieces as one."""
-        self.write(b"".join(list_of_data))
-
     def close(self) -> None:
         """Close after everything written has gone out."""
         if not self._closing and not self.lost:
@@ -131,23 +111,6 @@ class SimStream(asyncio.Transport):
             self._waiting_bytes = 0
             self._finish()
 
-    def is_closing(self) -> bool:
-        """Whether it is closed or about to be."""
-        return self._closing or self.lost
-
-    def get_write_buffer_size(self) -> int:
-        """Bytes written and not yet taken by the system."""
-        return self._waiting_bytes
-
-    def get_write_buffer_limits(self) -> tuple[int, int]:
-        """Return low and high water mark."""
-        return self._low, self._high
-
-    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
-        """Set the water marks, in bytes."""
-        self._high = self.network.settings.high_water if high is None else high
-        self._low = self._high // 4 if low is None else low
-
     def pause_reading(self) -> None:
         """Read nothing until `resume_reading`."""
         self._reading = False
@@ -157,27 +120,6 @@ class SimStream(asyncio.Transport):
         if not self._reading:
             self._reading = True
             self.arm()
-
-    def is_reading(self) -> bool:
-        """Whether it reads."""
-        return self._reading and not self.is_closing()
-
-    def can_write_eof(self) -> bool:
-        """Half-closed connections are not simulated."""
-        return False
-
-    def get_protocol(self) -> asyncio.BaseProtocol:
-        """Return whose callbacks are called."""
-        return self.protocol
-
-    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
-        """Replace the protocol."""
-        assert isinstance(protocol, asyncio.Protocol)
-        self.protocol = protocol
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """Return ``sockname`` or ``peername``; everything else is unknown here."""
-        return {"sockname": self.names[0], "peername": self.names[1]}.get(name, default)
 
     # -- sending ---------------------------------------------------------------------------------------
 

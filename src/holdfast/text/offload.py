@@ -20,8 +20,8 @@ from holdfast.base.errors import (
     ErrorInfo,
     InternalError,
     InvalidRequest,
-    from_info,
 )
+from holdfast.base.restored import from_info
 from holdfast.text.offload_child import ERROR, LENGTH, NEED, Header
 
 _log = logging.getLogger(__name__)

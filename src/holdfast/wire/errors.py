@@ -17,8 +17,8 @@ from holdfast.base.errors import (
     HoldfastError,
     TransportFault,
     WorkerDraining,
-    from_info,
 )
+from holdfast.base.restored import from_info
 
 MESSAGE_CHARS = 4_096
 """A longer message is cut."""

@@ -40,7 +40,8 @@ from holdfast.runtime.streams import IncomingCall, ServerConnection, TokenItem
 from holdfast.wire.frames import Load, Progress
 from holdfast.worker.calls import Calls, CallStory
 from holdfast.worker.offer import Offer
-from holdfast.worker.sequence import Sequence, check_room, load_frame, logprob_tuples
+from holdfast.worker.sequence import Sequence, check_room, load_frame
+from holdfast.worker.steps import by_caller, error_of
 
 log = logging.getLogger(__name__)
 
@@ -293,27 +294,8 @@ class EngineHost:
     # what the engine says
 
     def _on_steps(self, steps: list[SequenceStep]) -> None:
-        batches: dict[ServerConnection, list[TokenItem]] = {}
-        finished: list[tuple[Sequence, SequenceStep]] = []
-        for step in steps:
-            sequence = self._sequences.get(step.key)
-            if sequence is None:
-                self._late_tokens += len(step.tokens)
-                continue
-            if step.tokens:
-                story = sequence.story
-                story.tokens += len(step.tokens)
-                if not story.first_token:
-                    story.first_token = self.calls.clock()
-                item = TokenItem(sequence.call, step.index, step.tokens, logprob_tuples(step))
-                connection = sequence.call.connection
-                batch = batches.get(connection)
-                if batch is None:
-                    batches[connection] = [item]
-                else:
-                    batch.append(item)
-            if step.finish is not None:
-                finished.append((sequence, step))
+        batches, finished, late = by_caller(steps, self._sequences, self.calls.clock)
+        self._late_tokens += late
         for connection, batch in batches.items():
             self._send(connection, batch)
         if batches and self.in_flight:
@@ -340,11 +322,7 @@ class EngineHost:
             return
         if not self._forget(sequence):
             return
-        error: HoldfastError | None = None
-        if step.finish == "abort":
-            error = StreamIncomplete("The engine ended the sequence early without a reason.")
-        elif step.finish == "error":
-            error = step.error or EngineFailed("The engine reported an error without saying which.")
+        error = error_of(step)
         sequence.call.end(step.finish or "stop", error, step.cached_tokens, sequence.story.tokens)
         self.calls.ended(sequence.story, step.finish or "stop", error)
 

@@ -243,10 +243,10 @@ BUGS = (
         origin="vLLM's finish reason abort, passed on as a success",
         edits=(
             change(
-                "worker.host",
+                "worker.steps",
                 """
--            error = StreamIncomplete("The engine ended the sequence early without a reason.")
-+            step.finish = "stop"
+-        return StreamIncomplete("The engine ended the sequence early without a reason.")
++        step.finish = "stop"
 """,
             ),
         ),

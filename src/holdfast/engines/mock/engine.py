@@ -1,7 +1,4 @@
-"""The mock engine: steps on the event loop's clock, each giving every scheduled sequence its token.
-
-A step is two callbacks: `_begin` chooses the batch and works out how long it takes, `_finish` produces the
-tokens when that time is over and hands them to the sink in one call. No task, no timer while idle.
+"""The mock engine: what its sequences get in each step, and what it says of itself. `stepping` says when.
 
 Must never block the loop, and never need more than a request to know its tokens.
 """
@@ -17,29 +14,26 @@ from holdfast.base.ids import SequenceKey
 from holdfast.engines.contract import (
     CacheCounts,
     DeathSink,
-    Engine,
     EngineInfo,
     EngineLoad,
     EngineProgress,
     Finish,
     GenerateRequest,
     LoadProgress,
-    Phase,
     SequenceStep,
     StepSink,
 )
 from holdfast.engines.mock import misbehaviour
-from holdfast.engines.mock.cache import BlockPool
 from holdfast.engines.mock.config import MockConfig
 from holdfast.engines.mock.directives import NONE, directives_of
 from holdfast.engines.mock.info import engine_info
 from holdfast.engines.mock.legs import Legs
-from holdfast.engines.mock.misbehaviour import StandingOrders, read_order
-from holdfast.engines.mock.profiles import PROFILES, applied
+from holdfast.engines.mock.misbehaviour import read_order
+from holdfast.engines.mock.profiles import applied
 from holdfast.engines.mock.rendezvous import Exchange, TcpExchange
-from holdfast.engines.mock.scheduler import Batch, Scheduler
+from holdfast.engines.mock.scheduler import Batch
 from holdfast.engines.mock.sequence import Sequence
-from holdfast.engines.mock.timing import step_seconds
+from holdfast.engines.mock.stepping import SteppedEngine
 from holdfast.engines.mock.validate import check_request
 from holdfast.engines.mock.vocabulary import Vocabulary, vocabulary
 from holdfast.kv.events import KvEvent
@@ -51,38 +45,17 @@ _ONE_TOKEN = 4
 """Bytes of a canary's prompt."""
 
 
-class MockEngine(Engine):
+class MockEngine(SteppedEngine):
     """A simulated engine; see `directives` and `misbehaviour` for what it can be told to do."""
 
     def __init__(self, config: MockConfig | None = None):
-        self.config = applied(config or MockConfig())
-        self._model = PROFILES[self.config.profile].model
-        self._pool = BlockPool(
-            self.config.num_blocks,
-            self.config.block_size,
-            reuse=self.config.prefix_caching,
-            events=self.config.kv_events and self.config.prefix_caching,
-        )
-        self._scheduler = Scheduler(self.config, self._pool)
+        super().__init__(applied(config or MockConfig()))
         self._room = min(self.config.context_length, self.config.num_blocks * self.config.block_size)
-        self._orders = StandingOrders()
         self._legs = Legs(self.config, self._pool, self._orders, self._arrived)
         self.kill, self.pause = misbehaviour.kill_self, misbehaviour.stop_self
         """What ``crash`` and ``freeze`` do to the process; the simulation puts its own in their place."""
-        self._phase: Phase = "starting"
-        self._silent = 0.0
-        self._steps = 0
         self._tokens = 0
         self._prefilled = 0
-        self._tick = 0.0
-        """When the last step of the fixed schedule was due."""
-        self._batch: Batch | None = None
-        """The step under way."""
-        self._timer: asyncio.Handle | None = None
-        self._unhang_timer: asyncio.TimerHandle | None = None
-        self._dead = False
-        self._loop: asyncio.AbstractEventLoop
-        self._sink: StepSink
         self._on_death: DeathSink
         self._vocabulary: Vocabulary
 
@@ -252,89 +225,6 @@ class MockEngine(Engine):
             self._unhang()
         return {"ok": True, "steps": self._steps, "hung": self._orders.hung}
 
-    # the two halves of a step
-
-    def _wake(self) -> None:
-        if self._timer is None and not self._orders.hung:
-            self._timer = self._loop.call_soon(self._begin)
-
-    def _begin(self) -> None:
-        self._timer = None
-        if self._orders.hung or self._dead:
-            return
-        if not self._scheduler.busy:
-            self._phase, self._silent = "idle", 0.0
-            return
-        if self._orders.compile_seconds:
-            self._compile()
-            return
-        try:
-            self._batch = self._scheduler.next_batch()
-            self._schedule_finish(self._batch)
-        except Exception as error:  # a fault of ours must be the engine's death, not silence
-            self._fail(error)
-
-    def _compile(self) -> None:
-        seconds, self._orders.compile_seconds = self._orders.compile_seconds, 0.0
-        self._phase, self._silent = "compiling", seconds
-        self._timer = self._loop.call_later(seconds, self._begin)
-
-    def _schedule_finish(self, batch: Batch) -> None:
-        duration = step_seconds(
-            self.config,
-            batch.prefill_tokens,
-            batch.decoding,
-            self._pool.used / self._pool.total,
-            model=self._model,
-            context=batch.context,
-            pairs=batch.pairs,
-        )
-        duration *= self._orders.slow
-        now = self._loop.time()
-        start = now
-        if self.config.step_ms is not None and now - self._tick < duration:
-            start = self._tick  # the schedule is absolute: a late tick does not delay the next
-        if batch.prefill_tokens:
-            duration += batch.delay
-        self._phase = "prefill" if batch.prefill_tokens else "decode"
-        self._silent = duration
-        self._tick = start + duration
-        if duration <= 0:
-            self._timer = self._loop.call_soon(self._finish)
-        else:
-            self._timer = self._loop.call_at(self._tick, self._finish)
-
-    def _hasten(self, gone: Sequence) -> None:
-        """Let the step under way end without the delay that only a cancelled sequence had asked for."""
-        batch = self._batch
-        if batch is None or self._timer is None or gone not in batch.sequences:
-            return
-        saved = gone.delay - batch.delay
-        if saved > 0:
-            self._timer.cancel()
-            self._tick -= saved
-            self._silent -= saved
-            self._timer = self._loop.call_at(self._tick, self._finish)
-
-    def _finish(self) -> None:
-        self._timer = None
-        if self._orders.hung or self._dead or self._batch is None:
-            return
-        batch, self._batch = self._batch, None
-        try:
-            if self.config.step_ms is not None and not self._orders.compile_seconds:
-                self._scheduler.top_up(batch)
-            steps = self._produce(batch)
-            if steps:
-                self._sink(steps)
-        except Exception as error:
-            self._fail(error)
-            return
-        if not self._dead and self._timer is None:
-            if self._orders.hung:
-                return
-            self._begin()
-
     def _produce(self, batch: Batch) -> list[SequenceStep]:
         self._steps += 1
         self._prefilled += batch.prefill_tokens
@@ -422,19 +312,6 @@ class MockEngine(Engine):
             self._hang(0.0)
         return True, None
 
-    def _hang(self, seconds: float) -> None:
-        self._orders.hung = True
-        if self._unhang_timer is not None:
-            self._unhang_timer.cancel()
-        self._unhang_timer = self._loop.call_later(seconds, self._unhang) if seconds > 0 else None
-
-    def _unhang(self) -> None:
-        if not self._orders.hung:
-            return
-        self._orders.hung = False
-        if self._timer is None and not self._dead:
-            self._timer = self._loop.call_soon(self._finish if self._batch is not None else self._begin)
-
     def _die(self, error: HoldfastError) -> None:
         if not self._dead:
             self.stop()
@@ -446,12 +323,7 @@ class MockEngine(Engine):
 
     def stop(self) -> None:
         """Stop all work at once; nothing is said about the sequences in hand."""
-        self._dead = True
-        for handle in (self._timer, self._unhang_timer):
-            if handle is not None:
-                handle.cancel()
-        self._timer = self._unhang_timer = None
-        self._batch = None
+        self._stand_still()
         self._legs.clear()
         for sequence in [*self._scheduler.running.values(), *self._scheduler.waiting]:
             self._scheduler.remove(sequence)
