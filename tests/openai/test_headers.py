@@ -8,6 +8,7 @@ from holdfast.base import limits
 from holdfast.base.errors import InvalidRequest
 from holdfast.openai.headers import find_header, parse_headers, request_label, valid_traceparent
 from holdfast.openai.mapping import Steering
+from holdfast.routing.route import route_of
 
 TRACE = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -119,3 +120,10 @@ def test_a_tracestate_in_parts_is_one() -> None:
     assert parse_headers(parts).tracestate == "a=1,b=2,c=3"
     assert parse_headers([(b"tracestate", b"a=1"), (b"tracestate", b"b=" + b"x" * 509)]).tracestate == "a=1"
     assert parse_headers([(b"tracestate", b""), (b"tracestate", b"b=2")]).tracestate == "b=2"
+
+
+def test_a_policy_class_is_a_wish_like_the_others() -> None:
+    raw = [(b"x-dynamo-meta-policy-class", b"interactive")]
+    assert parse_headers(raw).steer(Steering()).policy_class == "interactive"
+    assert parse_headers(raw, steering=False).steer(Steering()).policy_class is None
+    assert route_of(None, None, None, {}, policy_class="interactive").policy_class == "interactive"

@@ -20,7 +20,6 @@ def test_nobody_is_told_of_what_he_did_not_set() -> None:
     [
         ("DYN_SHARED_CACHE_MULTIPLIER", "0.5", "DYN_ROUTER_HOST_CACHE_HIT_WEIGHT"),
         ("DYN_SHARED_CACHE_TYPE", "hicache", "DYN_ROUTER_DISK_CACHE_HIT_WEIGHT"),
-        ("DYN_ROUTER_POLICY_CONFIG", "/etc/classes.yaml", "DYN_MODEL_PRIORITIES"),
     ],
 )
 def test_the_names_are_taken_and_the_warning_says_what_there_is_instead(name: str, value: str, instead: str) -> None:

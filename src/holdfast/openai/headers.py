@@ -42,6 +42,7 @@ class RequestHeaders(msgspec.Struct):
     prefill_worker: str | None = None
     dp_rank: int | None = None
     session_id: str | None = None
+    policy_class: str | None = None
     traceparent: str = ""
     """Valid by W3C Trace Context, or empty."""
     tracestate: str = ""
@@ -50,11 +51,7 @@ class RequestHeaders(msgspec.Struct):
         """Return the body's wishes overruled by the headers' ones."""
         if self is NO_HEADERS:
             return steering
-        wishes = {
-            name: value
-            for name in ("priority", "strict_priority", "worker", "prefill_worker", "dp_rank", "session_id")
-            if (value := getattr(self, name)) is not None
-        }
+        wishes = {name: value for name in _WISHES if (value := getattr(self, name)) is not None}
         return msgspec.structs.replace(steering, **wishes) if wishes else steering
 
 
@@ -194,7 +191,9 @@ _STEERING: dict[bytes, tuple[str, Callable[[bytes, bytes], object]]] = {
     b"x-dp-rank": ("dp_rank", _RANK),
     b"x-data-parallel-rank": ("dp_rank", _RANK),
     b"x-dynamo-session-id": ("session_id", _identifier),
+    b"x-dynamo-meta-policy-class": ("policy_class", _identifier),
 }
+_WISHES = tuple(dict.fromkeys(name for name, _ in _STEERING.values()))
 _READERS: dict[bytes, tuple[str, Callable[[bytes, bytes], object]]] = {
     b"x-request-id": ("label", _label),
     b"x-holdfast-timeout-ms": ("total_ms", _MILLISECONDS),

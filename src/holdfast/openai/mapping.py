@@ -39,6 +39,8 @@ class Steering(msgspec.Struct, frozen=True, omit_defaults=True):
     dp_rank: int | None = None
     expected_output_tokens: int | None = None
     session_id: str | None = None
+    policy_class: str | None = None
+    """Family or class among those that wait."""
     router: dict[str, Any] = {}
     """Overrides of the router's parameters for this request."""
 

@@ -2,7 +2,7 @@
 
 Only the first of each model looks for room, when something has changed: a pong, the end of a stream, a threshold.
 When it found room the next one looks. Streams that were admitted before stand here too, before all others and outside
-the bound.
+the bound. With policy classes (`lanes`) the first one of each class looks, in the order in which it is their turn.
 
 Must never choose a worker or decide who is important (`routing.queue`).
 """
@@ -15,10 +15,12 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Literal
 
 from holdfast.base.errors import CapacityExhausted, HoldfastError, InvalidRequest
+from holdfast.requests.lanes import Excess, Lanes, Spot, model_of
 from holdfast.requests.leases import LeaseBook
 from holdfast.requests.need import Need, Placed
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.drain import DrainMeter
+from holdfast.routing.policy_classes import PolicyClasses
 from holdfast.routing.queue import Rank, Waiting, WaitQueue
 from holdfast.routing.router_config import QueuePolicy
 
@@ -32,9 +34,11 @@ LOOK_AGAIN = 1.0
 class _Call:
     """How one waiting stream is called."""
 
-    __slots__ = ("error", "future")
+    __slots__ = ("cost", "error", "future")
 
-    def __init__(self) -> None:
+    def __init__(self, cost: int = 1) -> None:
+        self.cost = cost
+        """What its class pays for it."""
         self.error: HoldfastError | None = None
         self.future: asyncio.Future[None] | None = None
 
@@ -53,7 +57,14 @@ class _Call:
 class Line:
     """All waiting streams of one process."""
 
-    def __init__(self, settings: AdmissionSettings, leases: LeaseBook, drain: DrainMeter, policy: QueuePolicy = "fcfs"):
+    def __init__(
+        self,
+        settings: AdmissionSettings,
+        leases: LeaseBook,
+        drain: DrainMeter,
+        policy: QueuePolicy = "fcfs",
+        classes: PolicyClasses | None = None,
+    ):
         self._queue: WaitQueue[_Call] = WaitQueue(settings.admission_queue_limit, policy)
         self._timeout = settings.admission_queue_timeout
         self._models = _points(settings.model_priorities)
@@ -63,6 +74,9 @@ class Line:
         """Called after each wait of a new request with its model, how it ended and the seconds that it took."""
         self.tokens_of: Callable[[Need], int] = _tokens
         """Tells how many tokens would have to be computed for a new request; asked when the order depends on it."""
+        self.workers_of: Callable[[str], int] = _one
+        """Tells how many workers a model has: the limits of classes grow with them."""
+        self._lanes = Lanes(classes)
 
     @property
     def limit(self) -> int:
@@ -71,7 +85,7 @@ class Line:
 
     def models(self) -> list[str]:
         """Return the models for which somebody waits."""
-        return self._queue.models()
+        return list(dict.fromkeys(map(model_of, self._queue.models())))
 
     @property
     def open(self) -> bool:
@@ -80,20 +94,33 @@ class Line:
 
     def waiting(self, model: str) -> int:
         """Return how many wait for room of a model."""
-        return self._queue.waiting(model)
+        return sum(map(self._queue.waiting, self._lanes.of(model)))
+
+    def spot(self, need: Need) -> Spot | None:
+        """Return where a new request stands, found out once; None: there are no classes for its model."""
+        if self._lanes.any and need.spot is None:
+            need.spot = self._lanes.spot(need, self.tokens_of(need))
+        return need.spot
 
     def offer(self, model: str | None = None) -> None:
         """There may be room: let the first of the model (None: of each) look."""
         if self._queue.empty:
             return
-        for name in self._queue.models() if model is None else (model,):
-            head = self._queue.head(name)
-            if head is not None:
-                head.item.call()
+        for name in self.models() if model is None else (model,):
+            for lane in self._lanes.order(name, self._heads(name)) if self._lanes.any else (name,):
+                head = self._queue.head(lane)
+                if head is not None:
+                    head.item.call()
 
     def overtakes(self, need: Need, now: float) -> bool:
         """Return whether others who wait must be served before this newcomer."""
-        if need.queued_at is not None or self._queue.head(need.model) is None:
+        if need.queued_at is not None:
+            return False
+        spot = self.spot(need)
+        if spot is not None:
+            own = self._queue.before(spot.lane, self._rank(need), now, spot.cost, spot.policy_class.queue_policy)
+            return own or self._queue.head(need.model) is not None
+        if self._queue.head(need.model) is None:
             return False
         return self._queue.before(need.model, self._rank(need), now, self._tokens(need))
 
@@ -131,13 +158,17 @@ class Line:
         if need.queued_at is None:
             need.queued_at = now
         until = need.queued_at + self._timeout
-        call = _Call()
+        spot = self.spot(need)
+        call = _Call(spot.cost if spot is not None else 1)
         with self._place(need, call, full) as place:
             while True:
                 self._check(need, call)
-                if need.party.admitted or self._queue.head(need.model) is place:
+                if need.party.admitted or self._first(need, place):
+                    heads = self._heads(need.model) if spot is not None else {}
                     placed = look()
                     if placed is not None:
+                        if spot is not None:
+                            self._lanes.served(need.model, spot.lane, {**heads, spot.lane: spot.cost})
                         return placed
                 if loop.time() >= until:
                     raise need.party.refuse(self._overdue(need, loop.time() - need.queued_at))
@@ -163,21 +194,54 @@ class Line:
     @contextlib.contextmanager
     def _place(self, need: Need, call: _Call, full: CapacityExhausted | None) -> Generator[Waiting[_Call], None, None]:
         assert need.queued_at is not None
-        place, loser = self._queue.join(call, need.model, self._rank(need), need.queued_at, tokens=self._tokens(need))
+        place, loser = self._join(need, call)
         if place is None:
             raise need.party.refuse(self._crowded(need.model, full))
         if loser is not None:
             loser.error = self._displaced(need.model)
             loser.call()
         lease = self._leases.take("queued")
+        spot = need.spot
+        if spot is not None:
+            self._lanes.joined(spot)
         need.party.calls.append(call.call)
         try:
             yield place
         finally:
             need.party.calls.remove(call.call)
             lease.release()
+            if spot is not None:
+                self._lanes.left(spot)
             self._queue.leave(place)
             self.offer(need.model)
+
+    def _join(self, need: Need, call: _Call) -> tuple[Waiting[_Call] | None, _Call | None]:
+        assert need.queued_at is not None
+        spot = need.spot
+        if spot is None:
+            return self._queue.join(call, need.model, self._rank(need), need.queued_at, tokens=self._tokens(need))
+        excess = self._lanes.full(spot, max(1, self.workers_of(need.model)))
+        if excess is not None:
+            raise need.party.refuse(self._over(need.model, spot, excess))
+        return self._queue.join(
+            call,
+            spot.lane,
+            self._rank(need),
+            need.queued_at,
+            tokens=spot.cost,
+            policy=spot.policy_class.queue_policy,
+        )
+
+    def _first(self, need: Need, place: Waiting[_Call]) -> bool:
+        """Return whether it is for this one to look: the first of its lane, and nobody was promised a place before."""
+        if need.spot is None:
+            return self._queue.head(need.model) is place
+        return self._queue.head(need.spot.lane) is place and self._queue.head(need.model) is None
+
+    def _heads(self, model: str) -> dict[str, int]:
+        """Return what the first one of each lane costs in which somebody waits."""
+        heads = {lane: self._queue.head(lane) for lane in self._lanes.of(model)}
+        return {lane: head.item.cost for lane, head in heads.items() if head is not None}
 
     def _check(self, need: Need, call: _Call) -> None:
         if call.error is not None:
@@ -203,6 +267,19 @@ class Line:
             self._queue.limit,
             len(self._queue),
         )
+
+    def _over(self, model: str, spot: Spot, excess: Excess) -> CapacityExhausted:
+        name = spot.policy_class.name
+        error = self._error(
+            model,
+            f"Too much waits in policy class '{name}' of model '{model}': {excess.current}, and its "
+            f"{excess.limit} allows {excess.bound} with the workers that there are (DYN_ROUTER_POLICY_CONFIG).",
+            excess.limit,
+            excess.bound,
+            excess.current,
+        )
+        error.details["policy_class"] = name
+        return error
 
     def _displaced(self, model: str) -> CapacityExhausted:
         return self._error(
@@ -243,6 +320,10 @@ def _nothing(_model: str, _outcome: Outcome, _seconds: float) -> None:
 
 def _tokens(need: Need) -> int:
     return need.tokens
+
+
+def _one(_model: str) -> int:
+    return 1
 
 
 def _points(texts: tuple[str, ...]) -> Mapping[str, int]:

@@ -19,6 +19,7 @@ from holdfast.routing.route import ANYWHERE, Route
 
 if TYPE_CHECKING:
     from holdfast.requests.chain import Chain
+    from holdfast.requests.lanes import Spot
     from holdfast.routing.kv import Decision
 
 DEFAULT_RANK = Rank()
@@ -68,7 +69,7 @@ class Need:
 
     __slots__ = (
         "avoid", "chain", "crowded", "fingerprint", "full", "generated", "model", "party", "queued_at", "rank",
-        "refused", "remote", "route", "since", "started", "suspicion", "tokens", "whole",
+        "refused", "remote", "route", "since", "spot", "started", "suspicion", "tokens", "whole",
     )  # fmt: skip
 
     def __init__(self, model: str, rank: Rank = DEFAULT_RANK, route: Route = ANYWHERE):
@@ -100,6 +101,8 @@ class Need:
         self.suspicion = Record()
         self.started = False
         """Some worker has accepted this stream: it waits for room instead of being rejected."""
+        self.spot: Spot | None = None
+        """Where it stands among the policy classes; None: there are none, or it was not asked yet."""
         self.since: float | None = None
         """When nobody owned it any more and the first search or refusal came; None: it is owned."""
 

@@ -81,9 +81,9 @@ QUEUE_PLACES = 1024
 def _with_queue(settings: RequestSettings) -> AdmissionSettings:
     """Return the settings of admission, with the router's own threshold for waiting in them."""
     wanted, threshold = settings.admission, settings.router.router_queue_threshold
-    if threshold is None:
+    if threshold is None and not settings.router.router_policy_config:
         return wanted
-    if wanted.active_prefill_tokens_threshold_frac is None:
+    if wanted.active_prefill_tokens_threshold_frac is None and threshold is not None:
         wanted = msgspec.structs.replace(wanted, active_prefill_tokens_threshold_frac=threshold)
     return msgspec.structs.replace(wanted, admission_queue_limit=wanted.admission_queue_limit or QUEUE_PLACES)
 

@@ -13,11 +13,6 @@ _NO_SHARED_CACHE = (
     "credit for lying in one. Blocks in a worker's own host memory and on its disk do: "
     "DYN_ROUTER_HOST_CACHE_HIT_WEIGHT, DYN_ROUTER_DISK_CACHE_HIT_WEIGHT."
 )
-_NO_CLASSES = (
-    "{name} is set to {value} and has no effect: there are no policy classes here. Requests wait in one queue for each "
-    "model, ordered by strict priority, then by DYN_ROUTER_QUEUE_POLICY and priority; DYN_MODEL_PRIORITIES weighs "
-    "models against each other."
-)
 
 
 def without_effect(settings: RouterSettings) -> list[str]:
@@ -25,6 +20,5 @@ def without_effect(settings: RouterSettings) -> list[str]:
     said = (
         (settings.shared_cache_multiplier, _NO_SHARED_CACHE, "DYN_SHARED_CACHE_MULTIPLIER"),
         (settings.shared_cache_type.removeprefix("none"), _NO_SHARED_CACHE, "DYN_SHARED_CACHE_TYPE"),
-        (settings.router_policy_config, _NO_CLASSES, "DYN_ROUTER_POLICY_CONFIG"),
     )
     return [sentence.format(name=name, value=value) for value, sentence, name in said if value]

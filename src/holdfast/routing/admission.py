@@ -19,7 +19,7 @@ from holdfast.base.errors import CapacityExhausted, HoldfastError, WorkerSaturat
 from holdfast.models.card import ModelCard
 from holdfast.routing.claims import Ledger, Reporting
 from holdfast.routing.drain import DrainMeter
-from holdfast.routing.saturation import Excess, worker_excess
+from holdfast.routing.saturation import Excess, Thresholds, worker_excess
 from holdfast.routing.thresholds import ThresholdBook
 
 Decision = Literal["admit", "queue", "reject"]
@@ -61,9 +61,9 @@ class Admission:
         self.ledger = Ledger()
         self.drain = DrainMeter()
 
-    def excess(self, model: str, worker: Eligible) -> Excess | None:
-        """Return what makes a worker saturated for a model, or None."""
-        thresholds = self.book.of(model)
+    def excess(self, model: str, worker: Eligible, thresholds: Thresholds | None = None) -> Excess | None:
+        """Return what makes a worker saturated for a model, or None; ``thresholds``: other ones than the model's."""
+        thresholds = self.book.of(model) if thresholds is None else thresholds
         if not (self.enabled and thresholds.any):
             return None
         card = worker.card(model)
@@ -72,11 +72,12 @@ class Admission:
         loads = self.ledger.loads(worker, card.block_size, card.total_kv_blocks, card.data_parallel_size)
         return worker_excess(thresholds, loads, card.max_num_batched_tokens)
 
-    def with_room(self, model: str, workers: Sequence[W]) -> Sequence[W]:
+    def with_room(self, model: str, workers: Sequence[W], thresholds: Thresholds | None = None) -> Sequence[W]:
         """Return those that no threshold forbids; cheap when none is set."""
-        if not (self.enabled and self.book.of(model).any):
+        thresholds = self.book.of(model) if thresholds is None else thresholds
+        if not (self.enabled and thresholds.any):
             return workers
-        return [worker for worker in workers if self.excess(model, worker) is None]
+        return [worker for worker in workers if self.excess(model, worker, thresholds) is None]
 
     def judge(
         self,
@@ -87,6 +88,7 @@ class Admission:
         queueing: bool,
         ahead: int,
         now: float,
+        thresholds: Thresholds | None = None,
     ) -> Verdict[W]:
         """Decide about a request that has not been admitted yet.
 
@@ -97,23 +99,27 @@ class Admission:
             queueing: whether there is a queue.
             ahead: requests that get room before it.
             now: loop time in seconds.
+            thresholds: of its policy class, instead of the model's.
         """
         if not refusals:
-            free = self.with_room(model, workers)
+            free = self.with_room(model, workers, thresholds)
             if free or not workers:
                 return Verdict("admit", free)
         asked = {(w.instance, w.epoch): refusals.get((w.instance, w.epoch)) for w in workers}
         willing = [w for w in workers if asked[(w.instance, w.epoch)] is None]
-        free = self.with_room(model, willing)
+        free = self.with_room(model, willing, thresholds)
         if free or any(error is not None and error.fault != "capacity" for error in asked.values()) or not workers:
             return Verdict("admit", free)
-        error = self._full(model, willing, [e for e in asked.values() if e is not None])
+        error = self._full(model, willing, [e for e in asked.values() if e is not None], thresholds)
         if not error.retry_after or self.drain.rate(model, now):
             error.retry_after = max(error.retry_after or 0.0, self.drain.retry_after(model, ahead, now))
         return Verdict("queue" if queueing else "reject", (), error)
 
-    def _full(self, model: str, saturated: Sequence[W], refused: Sequence[HoldfastError]) -> CapacityExhausted:
-        found = [(excess.ratio, w.instance, excess) for w in saturated if (excess := self.excess(model, w)) is not None]
+    def _full(
+        self, model: str, saturated: Sequence[W], refused: Sequence[HoldfastError], thresholds: Thresholds | None
+    ) -> CapacityExhausted:
+        over = [(worker, self.excess(model, worker, thresholds)) for worker in saturated]
+        found = [(excess.ratio, worker.instance, excess) for worker, excess in over if excess is not None]
         count = len(saturated) + len(refused)
         if not found:
             return _all_refused(model, refused)

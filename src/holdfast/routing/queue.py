@@ -100,22 +100,31 @@ class WaitQueue(Generic[T]):
         return [model for model in list(self._lines) if self.head(model) is not None]
 
     def join(
-        self, item: T, model: str, rank: Rank, arrived: float, *, promised: bool = False, tokens: int = 0
+        self,
+        item: T,
+        model: str,
+        rank: Rank,
+        arrived: float,
+        *,
+        promised: bool = False,
+        tokens: int = 0,
+        policy: QueuePolicy | None = None,
     ) -> tuple[Waiting[T] | None, T | None]:
         """Ask for a place.
 
         Args:
             item: who asks.
-            model: for whose workers.
+            model: for whose workers; any name of a line that is served by itself.
             rank: its importance.
             arrived: when it asked for a place for the first time, in seconds.
             promised: it was admitted before: goes first, takes no place of the bound and is never turned away.
             tokens: that would have to be computed for it (``wspt``).
+            policy: the order of its line, when it has one of its own.
 
         Returns:
             The place, or None when the queue is full of others at least as important; and who lost its place to it.
         """
-        turn = self._turn(rank, arrived, tokens)
+        turn = self._turn(rank, arrived, tokens, policy)
         place = Waiting(item, model, rank, arrived, next(self._numbers), promised=promised, turn=turn)
         loser: T | None = None
         if not promised and self._size >= self.limit:
@@ -148,19 +157,20 @@ class WaitQueue(Generic[T]):
         line = self._lines.get(model)
         return line[0][1] if line else None
 
-    def before(self, model: str, rank: Rank, now: float, tokens: int = 0) -> bool:
+    def before(self, model: str, rank: Rank, now: float, tokens: int = 0, policy: QueuePolicy | None = None) -> bool:
         """Return whether somebody who waits goes before a newcomer of this rank, with so many tokens to compute."""
         head = self.head(model)
         if head is None:
             return False
-        return head.service[:3] <= (True, -rank.strict, self._turn(rank, now, tokens))
+        return head.service[:3] <= (True, -rank.strict, self._turn(rank, now, tokens, policy))
 
-    def _turn(self, rank: Rank, arrived: float, tokens: int) -> float:
+    def _turn(self, rank: Rank, arrived: float, tokens: int, policy: QueuePolicy | None) -> float:
         """Return the moment by which it is ordered: when it came, and what is for or against it."""
         points = max(0, rank.priority)
-        if self.policy == "fcfs":
+        policy = policy or self.policy
+        if policy == "fcfs":
             return arrived - points * SECONDS_PER_PRIORITY
-        if self.policy == "lcfs":
+        if policy == "lcfs":
             return -arrived - points * SECONDS_PER_PRIORITY
         return arrived + min(LONGEST_HANDICAP, tokens / TOKENS_PER_SECOND / (1 + points))
 

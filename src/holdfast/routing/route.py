@@ -42,6 +42,8 @@ class Route(msgspec.Struct, frozen=True):
     """Tokens that its client expects of the whole answer (``agent_hints.osl``); 0: it did not say."""
     prefill: str = ""
     """Instance id of the prefill worker that should compute its prompt; another one does it where that one cannot."""
+    policy_class: str = ""
+    """Family or class that it names (`policy_classes`)."""
     advised: str = ""
     """Instance id that a router named for it: taken while nothing speaks against it."""
 
@@ -69,6 +71,7 @@ def route_of(
     expected_output: int | None = None,
     *,
     prefill: str | None = None,
+    policy_class: str | None = None,
 ) -> Route:
     """Return what a request wishes.
 
@@ -78,12 +81,13 @@ def route_of(
         session: its name.
         router: ``nvext.router``; keys that are not known are left alone.
         expected_output: tokens of its answer, as its client expects.
+        policy_class: family or class of its waiting, from a header.
         prefill: instance id of a prefill worker, from a header or ``nvext.prefill_worker_id``.
 
     Raises:
         InvalidRequest: a known key with a value that it cannot take.
     """
-    if not (worker or session or router or prefill or rank is not None or expected_output):
+    if not (worker or session or router or prefill or rank is not None or expected_output or policy_class):
         return ANYWHERE
     inner = router.get("router_config_override")
     flat = {**router, **inner} if isinstance(inner, Mapping) else router
@@ -110,6 +114,7 @@ def route_of(
         },
         expected_output or 0,
         prefill or "",
+        policy_class or "",
     )
 
 

@@ -149,7 +149,8 @@ class RouterSettings(msgspec.Struct, frozen=True, kw_only=True):
         str,
         setting(
             "DYN_ROUTER_POLICY_CONFIG",
-            "File of the reference's policy classes: accepted without effect, with a warning, as there are none here.",
+            "File (YAML or JSON) of policy classes: waiting requests in lanes of their own, with weights, thresholds "
+            "and limits; not set: one line for each model.",
         ),
     ] = ""
     shared_cache_multiplier: Annotated[
