@@ -224,27 +224,27 @@ class GenerateRoute:
             for _ in range(spec.n):
                 choice = len(plans)
                 plans.append(
-                    Plan(
-                        request_id=story.id,
-                        model=card.name,
-                        prompt_ids=ids,
-                        prompt_length=length,
-                        sampling=spec.sampling_for(seeds.mix(seed, choice)),
-                        stop=stop,
-                        context_length=card.context_length,
-                        deadlines=bounds,
-                        choice=choice,
-                        label=headers.label,
-                        traceparent=traceparent,
-                        context=context,
-                        prepared_seconds=story.prepared_seconds,
-                        priority=steering.priority,
-                        strict_priority=steering.strict_priority,
-                        cache_salt=spec.cache_salt,
-                        lora=card.lora,
-                        terminal_ids=terminal,
-                        extra={} if steering.dp_rank is None else {"data_parallel_rank": steering.dp_rank},
-                        route=route,
+                    Plan(  # by position: twenty names would cost eight times as much as all that they name
+                        story.id,
+                        card.name,
+                        ids,
+                        length,
+                        spec.sampling_for(seeds.mix(seed, choice)),
+                        stop,
+                        card.context_length,
+                        bounds,
+                        choice,
+                        headers.label,
+                        traceparent,
+                        context,
+                        story.prepared_seconds,
+                        steering.priority,
+                        steering.strict_priority,
+                        spec.cache_salt,
+                        card.lora,
+                        terminal,
+                        {} if steering.dp_rank is None else {"data_parallel_rank": steering.dp_rank},
+                        route,
                     )
                 )
         return plans

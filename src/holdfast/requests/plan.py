@@ -53,7 +53,7 @@ class Deadlines(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """One choice of one request. Lengths in tokens."""
+    """One choice of one request. Lengths in tokens. A new field goes to the end: some make it by position."""
 
     request_id: str
     model: str
