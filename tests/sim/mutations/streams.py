@@ -181,8 +181,8 @@ BUGS = (
             change(
                 "frontend.generate",
                 """
--                        sampling=spec.sampling_for(seeds.mix(seed, choice)),
-+                        sampling=spec.sampling_for(seeds.mix(seed, choice % 2)),
+-                        spec.sampling_for(seeds.mix(seed, choice)),
++                        spec.sampling_for(seeds.mix(seed, choice % 2)),
 """,
             ),
         ),
