@@ -1,4 +1,4 @@
-"""The small parts alone: states, leases, budget, pacer, seeds, flusher, the inquest."""
+"""The small parts alone: states, leases, budget, pacer, seeds, flusher."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from holdfast.base.errors import Disconnected, EngineFailed, InvalidRequest, PeerSilent, StreamIncomplete, WorkerStalled
 from holdfast.requests import seeds
 from holdfast.requests.budget import Pacer, RetryBudget
 from holdfast.requests.flusher import Flusher
 from holdfast.requests.leases import KINDS, LeaseBook
-from holdfast.requests.poison import TRUSTED, YOUNG, Inquest, Record, is_death
 from holdfast.requests.states import NEXT, TERMINAL, State, check, diagram
 from tests.support.virtual_time import virtual
 
@@ -140,143 +138,3 @@ async def test_a_flush_serves_everybody_once_and_contains_faults(caplog: pytest.
     flusher.flush()
     assert [p.calls for p in streams + writers] == [1] * 5
     assert len(caplog.records) == 2
-
-
-W1, W2, W3 = ("w1", 1), ("w2", 1), ("w3", 1)
-
-
-def test_one_suspect_with_two_deaths_is_convicted_and_clears_the_others() -> None:
-    inquest, killer, other, fresh = Inquest(), Record(), Record(), Record()
-    for record in (killer, other):
-        inquest.died(W1, record, tokens=0, progressed=False, accepted=True)
-    assert not inquest.settle(killer)
-    assert killer.suspect
-    assert other.suspect
-    inquest.died(W2, killer, tokens=0, progressed=False, accepted=True)
-    inquest.died(W2, fresh, tokens=0, progressed=False, accepted=True)
-    assert inquest.settle(fresh), "whoever is judged first settles it for all"
-    assert not inquest.settle(killer)
-    assert (killer.convicted, other.convicted, fresh.convicted) == (True, False, False)
-    assert not other.suspect
-    assert not fresh.suspect
-    assert (other.excused, fresh.excused) == (1, 1)
-
-
-def test_two_who_may_have_done_it_are_tried_again() -> None:
-    inquest, one, two = Inquest(), Record(), Record()
-    for worker in (W1, W2):
-        for record in (one, two):
-            inquest.died(worker, record, tokens=0, progressed=False, accepted=True)
-        assert not inquest.settle(one)
-    assert not one.convicted
-    assert not two.convicted
-    assert one.suspect
-    two.proven()
-    inquest.died(W3, one, tokens=0, progressed=False, accepted=True)
-    assert inquest.settle(one)
-    assert one.convicted
-
-
-def test_progress_proves_innocence_of_what_was_before() -> None:
-    inquest, record = Inquest(), Record()
-    inquest.died(W1, record, tokens=0, progressed=False, accepted=True)
-    record.proven()
-    assert not record.suspect
-    inquest.died(W2, record, tokens=0, progressed=False, accepted=True)
-    assert not inquest.settle(record)
-    assert record.suspect
-    assert record.proof == TRUSTED
-
-
-def test_dead_connections_alone_convict_nobody_soon() -> None:
-    inquest, record = Inquest(), Record()
-    inquest.died(W1, record, tokens=0, progressed=False, accepted=False)
-    assert not record.suspect
-    inquest.died(W2, record, tokens=0, progressed=False, accepted=False)
-    assert not inquest.settle(record)
-    assert record.suspect
-    inquest.died(W3, record, tokens=0, progressed=False, accepted=False)
-    assert inquest.settle(record)
-
-
-def test_who_was_not_accepted_is_suspected_when_its_worker_was_at_work() -> None:
-    inquest, sent, taken = Inquest(), Record(), Record()
-    inquest.died(W1, sent, tokens=0, progressed=False, accepted=False)
-    assert not sent.suspect
-    inquest.died(W1, taken, tokens=5, progressed=True, accepted=True)
-    assert sent.suspect
-    assert not taken.suspect
-
-
-def test_two_workers_killed_together_convict_nobody_who_was_between_them() -> None:
-    inquest, record = Inquest(), Record()
-    inquest.died(W1, record, tokens=0, progressed=False, accepted=True)
-    inquest.died(W2, record, tokens=0, progressed=False, accepted=False)
-    assert not inquest.settle(record)
-    inquest.died(W3, record, tokens=0, progressed=False, accepted=True)
-    assert inquest.settle(record)
-
-
-def test_deaths_that_do_not_look_alike_convict_only_after_a_third() -> None:
-    inquest, record = Inquest(), Record()
-    inquest.died(W1, record, tokens=0, progressed=False, accepted=True)
-    inquest.died(W2, record, tokens=1, progressed=False, accepted=True)
-    assert not inquest.settle(record)
-    inquest.died(W3, record, tokens=1, progressed=False, accepted=True)
-    assert inquest.settle(record)
-
-
-@pytest.mark.parametrize(("tokens", "proof"), [(0, TRUSTED), (1, YOUNG), (7, YOUNG), (8, TRUSTED), (500, TRUSTED)])
-def test_how_many_tokens_prove_innocence(tokens: int, proof: int) -> None:
-    inquest, record = Inquest(), Record()
-    assert record.proof == 1
-    inquest.died(W1, record, tokens=tokens, progressed=tokens > 0, accepted=True)
-    assert record.proof == proof
-
-
-def test_trials_wait_until_everybody_else_has_moved() -> None:
-    inquest, calls = Inquest(), []
-    inquest.on_still = lambda: calls.append(1)
-    mover, suspect = Record(), Record()
-    for _ in range(2):
-        inquest.died(W1, mover, tokens=9, progressed=True, accepted=True)
-    inquest.died(W1, suspect, tokens=0, progressed=False, accepted=True)
-    inquest.still(suspect)
-    inquest.still(suspect)
-    assert inquest.moving
-    assert not calls
-    inquest.still(mover)
-    assert not inquest.moving
-    assert calls == [1]
-
-
-def test_a_restarted_worker_dies_another_death() -> None:
-    inquest, record = Inquest(), Record()
-    inquest.died(("w", 1), record, tokens=0, progressed=False, accepted=True)
-    inquest.died(("w", 2), record, tokens=0, progressed=False, accepted=True)
-    assert record.blamed == 2
-
-
-def test_deaths_are_forgotten_with_their_victims() -> None:
-    inquest, record = Inquest(), Record()
-    inquest.died(W1, record, tokens=9, progressed=True, accepted=True)
-    assert len(inquest._deaths) == 1
-    del record
-    assert len(inquest._deaths) == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "whole_stream", "death"),
-    [
-        (Disconnected(""), True, True),
-        (PeerSilent(""), True, True),
-        (WorkerStalled(""), True, True),
-        (StreamIncomplete(""), True, False),
-        (InvalidRequest(""), True, False),
-        (EngineFailed(""), False, False),
-        (EngineFailed("", engine_died=True), False, True),
-        (WorkerStalled(""), False, False),
-    ],
-)
-def test_what_counts_as_a_death(error: Exception, whole_stream: bool, death: bool) -> None:
-    assert is_death(error, whole_stream=whole_stream) is death  # type: ignore[arg-type]

@@ -121,6 +121,51 @@ async def test_a_killer_that_dies_at_a_fixed_token_costs_three_workers_and_one_s
     assert sum(m.deaths for m in fleet_machines) <= 3
 
 
+@pytest.mark.parametrize(
+    "kills", [at_token(1), at_token(5), at_token(20), each_time_after(1), each_time_after(3), each_time_after(7)]
+)
+@virtual
+async def test_where_all_with_few_tokens_are_tried_a_killer_that_waits_costs_two_workers(kills: KillsAt) -> None:
+    fleet = Fleet(workers=2, settings={"migration_trial_tokens": 32})
+    fleet_machines = machines(fleet, kills=kills, prefill_batch=100)
+    clients = await crowd(fleet, killer_at=30)
+    assert lost(clients) == [30]
+    assert isinstance(clients[30].ending.error, PoisonRequest)
+    assert sum(m.deaths for m in fleet_machines) == 2
+
+
+@pytest.mark.parametrize(("trial_tokens", "median", "longest"), [(1, 1.1, 1.1), (32, 5.1, 9.1)])
+@virtual
+async def test_what_it_costs_to_try_all_with_few_tokens(trial_tokens: int, median: float, longest: float) -> None:
+    """Five streams that move to one worker, in steps: each waits until the one before has two tokens."""
+    fleet = Fleet(workers=2, settings={"migration_trial_tokens": trial_tokens})
+    first, _ = machines(fleet, restart_after=None, prefill_batch=100)
+    clients = [fleet.start(prompt=(i,), length=60) for i in range(10)]
+    await asyncio.sleep(0.2)
+    first.die()
+    for client in clients:
+        await client.done()
+    gaps = sorted(m.gap_seconds / STEP for c in clients for m in c.ending.moves)
+    assert len(gaps) == 5
+    assert gaps[2] == pytest.approx(median, abs=0.5)
+    assert gaps[-1] == pytest.approx(longest, abs=0.5)
+
+
+@pytest.mark.parametrize(("trial_tokens", "convicted"), [(1, False), (32, True)])
+@virtual
+async def test_a_stream_that_went_from_one_killed_worker_to_the_next(trial_tokens: int, convicted: bool) -> None:
+    """The price of two: somebody who kills both workers, the second within the stream's turn, looks like the stream."""
+    fleet = Fleet(workers=3, settings={"migration_trial_tokens": trial_tokens})
+    fleet_machines = machines(fleet, restart_after=None)
+    client = fleet.start(prompt=(1,), length=60)
+    await asyncio.sleep(20.5 * STEP)
+    for _ in range(2):
+        next(m for m in fleet_machines if m.running).die()
+        await asyncio.sleep(STEP / 2)
+    await client.done()
+    assert isinstance(client.ending.error, PoisonRequest) is convicted
+
+
 @pytest.mark.parametrize("workers", [2, 4])
 @pytest.mark.parametrize("tokens", [1, 3, 7])
 @virtual
@@ -177,7 +222,7 @@ async def test_six_killers_do_not_use_up_the_limit_of_the_innocent() -> None:
     clients = []
     for i in range(100):
         clients.append(fleet.start(prompt=(KILLER if i in killers else i, i), length=200))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.03)
     for client in clients:
         await client.done(within=1000)
     assert lost(clients) == killers

@@ -95,10 +95,10 @@ class Mute(Machine):
             super()._arrived(stream)
 
 
-def live(one: Universe, kills: KillsAt, kind: type[Machine] = Machine) -> Lived:
+def live(one: Universe, kills: KillsAt, kind: type[Machine] = Machine, trial_tokens: int = 1) -> Lived:
     @virtual
     async def play() -> Lived:
-        fleet = Fleet(workers=one.workers)
+        fleet = Fleet(workers=one.workers, settings={"migration_trial_tokens": trial_tokens})
         all_machines = [
             kind(
                 worker,
@@ -137,6 +137,12 @@ def test_a_killer_of_the_prompt_costs_two_workers_in_every_universe(tenth: int) 
 def test_a_killer_that_waits_costs_three_workers_in_every_universe(kills: KillsAt) -> None:
     for seed in range(1000, 1000 + SEEDS // 10):
         live(universe(seed, patient=True), kills).check(deaths=3)
+
+
+@pytest.mark.parametrize("kills", [at_token(2), at_token(4), at_token(20), each_time_after(1), each_time_after(3)])
+def test_a_killer_that_waits_costs_two_workers_where_all_with_so_few_tokens_are_tried(kills: KillsAt) -> None:
+    for seed in range(3000, 3000 + SEEDS // 10):
+        live(universe(seed, patient=True), kills, trial_tokens=24).check(deaths=2)
 
 
 def test_a_killer_that_was_not_accepted_the_first_time_costs_two_workers_if_others_were() -> None:

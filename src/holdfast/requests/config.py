@@ -95,6 +95,14 @@ class RequestSettings(msgspec.Struct, frozen=True, kw_only=True):
     migration_max_waiting: Annotated[
         int, setting("DYN_MIGRATION_MAX_WAITING", "Requests that may wait for a replacement worker at once.")
     ] = 1024
+    migration_trial_tokens: Annotated[
+        int,
+        setting(
+            "DYN_MIGRATION_TRIAL_TOKENS",
+            "A stream whose first worker died before it had brought so many tokens is tried alone on the next one.",
+            ge=1,
+        ),
+    ] = 1
     accept_hedge_timeout: Annotated[
         float,
         setting("DYN_ACCEPT_HEDGE_TIMEOUT", "Without the worker's accept for this long, another usable one is tried."),

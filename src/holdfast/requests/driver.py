@@ -54,6 +54,7 @@ class Driver:
         self.history = History()
         plan = generation.plan
         self.need = Need(plan.model, Rank(plan.strict_priority, plan.priority), plan.route)
+        self.need.suspicion = services.inquest.open(generation.started_at)
         if services.router.kv is not None:
             self.need.chain = Chain(plan.prompt_ids, plan.cache_salt, plan.lora)
             self.need.generated = generation.generated_bytes
@@ -244,8 +245,15 @@ class Driver:
 
     def lost_prefill(self, leg: PrefillLeg) -> None:
         """The process that computed the prompt is lost; told for all of its legs before any driver runs."""
+        generation = self._generation
         self._services.inquest.died(
-            leg.placed.key, self.need.suspicion, tokens=0, progressed=False, accepted=leg.accepted
+            leg.placed.key,
+            self.need.suspicion,
+            tokens=0,
+            index=generation.count,
+            progressed=False,
+            accepted=leg.accepted,
+            now=generation.loop.time(),
         )
 
     def prompt_computed(self, attempt: Attempt) -> None:
@@ -257,12 +265,15 @@ class Driver:
 
     def lost_worker(self, attempt: Attempt) -> None:
         """The worker's process is lost; told for all of its streams before any driver runs."""
+        generation = self._generation
         self._services.inquest.died(
             attempt.placed.key,
             self.need.suspicion,
-            tokens=self._generation.count - attempt.base,
+            tokens=generation.count - attempt.base,
+            index=generation.count,
             progressed=attempt.progressed,
             accepted=attempt.accepted,
+            now=generation.loop.time(),
         )
 
     def moved_on(self, attempt: Attempt, tokens: int) -> None:

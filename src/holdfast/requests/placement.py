@@ -29,7 +29,7 @@ from holdfast.routing.admission import Admission
 from holdfast.routing.config import AdmissionSettings
 from holdfast.routing.policy_classes import policy_classes
 
-TrialRank = tuple[int, bool, int]
+TrialRank = tuple[int, bool, int, int]
 LOOK_AGAIN = 0.25
 """Seconds after which a waiting stream looks again without being called: supervisors' verdicts and inhibition
 change without an event of the pool."""
@@ -72,7 +72,7 @@ class Placement:
         """When a stream ended on a worker (instance, epoch) last."""
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._trials: dict[asyncio.Future[None], TrialRank] = {}
-        """Those waiters that wait for a trial; the most suspected has the least value, then the oldest."""
+        """Those waiters that wait for a trial; the most suspected has the least value (`Record.rank`)."""
         self._order = count()
         self._unsubscribe = pool.subscribe(self._on_pool)
 

@@ -109,7 +109,7 @@ class Services:
         self.leases = LeaseBook()
         self.budget = RetryBudget()
         self.pacer = Pacer()
-        self.inquest = Inquest()
+        self.inquest = Inquest(settings.migration_trial_tokens)
         wanted = _with_queue(settings)
         self.thresholds = ThresholdBook(
             f"{rng.getrandbits(64):016x}",
