@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 
 import pytest
 
-import openai
 from tests.e2e.asking import exact, streaming, whole
+from tests.e2e.killers import SLOW, innocent, poisoned
 from tests.e2e.support import Cluster
 from tests.e2e.truth import Ask, check
 
-SLOW = "[[mock:slow 4]]"
-"""So that the test's own client is no bottleneck."""
 pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 
@@ -129,33 +126,11 @@ async def test_burst_right_after_the_death_of_an_idle_worker(mock: Cluster) -> N
     assert not failed, failed[:3]
 
 
-async def _poisoned(mock: Cluster, killer: Ask, asks: list[Ask], early: int) -> int:
-    """Let a killer come after so many of the others, all of which must get their answers; returns workers lost."""
-    restarts = sum(slot.restarts for slot in mock.slots().values())
-    async with contextlib.AsyncExitStack() as stack:
-        lives = [await stack.enter_async_context(streaming(mock, ask)) for ask in asks[:early]]
-        for live in lives:
-            await live.until_pieces(2)
-        poison = await stack.enter_async_context(streaming(mock, killer, x_request_id="poison"))
-        lives += [await stack.enter_async_context(streaming(mock, ask)) for ask in asks[early:]]
-        with pytest.raises(openai.APIError) as error:
-            await poison.done()
-        for ask, live in zip(asks, lives, strict=True):
-            check(ask, await live.done())
-    assert error.value.code == "poison_request"
-    await mock.usable()
-    return sum(slot.restarts for slot in mock.slots().values()) - restarts
-
-
-def _innocent(tokens: int) -> list[Ask]:
-    return [Ask(content=f"{SLOW} innocent {i}", max_tokens=tokens, seed=i) for i in range(99)]
-
-
 @pytest.mark.parametrize("established", [True, False], ids=["established", "all at once"])
 async def test_poison_costs_two_workers_and_one_stream(mock: Cluster, established: bool) -> None:
     """One prompt that kills whoever computes it, among a hundred streams that run already, or begin with it."""
     killer = Ask(content="[[mock:crash]] poison", max_tokens=50)
-    lost = await _poisoned(mock, killer, _innocent(90 if established else 40), early=99 if established else 0)
+    lost = await poisoned(mock, killer, innocent(90 if established else 40), early=99 if established else 0)
     assert lost <= 2, await mock.story("poison")
 
 
@@ -164,7 +139,7 @@ async def test_poison_costs_two_workers_and_one_stream(mock: Cluster, establishe
 async def test_poison_at_a_later_token_costs_three_workers_and_one_stream(
     mock: Cluster, established: bool, at: int
 ) -> None:
-    """At the first death it looks like all the others; that it costs no fourth worker is all that can be had."""
+    """At the first death it looks like all the others; why it costs a third worker: docs/explanation/poison.md."""
     killer = Ask(content=f"[[mock:crash-at {at}]] {SLOW} poison", max_tokens=50)
-    lost = await _poisoned(mock, killer, _innocent(90 if established else 40), early=99 if established else 0)
+    lost = await poisoned(mock, killer, innocent(90 if established else 40), early=99 if established else 0)
     assert lost <= 3, await mock.story("poison")
