@@ -54,20 +54,24 @@ test-operations: dev ## a real Prometheus, Alertmanager and haproxy with a fleet
 
 test-vllm: ## vLLM for real, on the CPU, in .venv-vllm (installed if need be): the adapter, then each fault once
 	@tools/install_vllm.sh
-	@HOLDFAST_REQUIRE_VLLM=1 .venv-vllm/bin/python -m pytest -q --durations=5 tests/engines/vllm $(ARGS)
-	@.venv-vllm/bin/python -m pytest -q tests/engines/conformance/test_conformance.py --engine vllm
-	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm --times 1 --no-record --fresh
+	@.venv-vllm/bin/python -m tests.support.hf_model >/dev/null
+	@HOLDFAST_REQUIRE_VLLM=1 tools/side_by_side.sh \
+	  ".venv-vllm/bin/python -m pytest -q --durations=5 tests/engines/vllm --ignore tests/engines/vllm/test_real_handoff.py $(ARGS)" \
+	  ".venv-vllm/bin/python -m pytest -q --durations=5 tests/engines/conformance/test_conformance.py tests/engines/vllm/test_real_handoff.py --engine vllm"
+	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm --mixed --times 1 --no-record
 
 test-sglang: ## SGLang for real, on the CPU, in .venv-sglang (installed if need be): adapter, two halves, a cluster
 	@tools/install_sglang.sh
-	@HOLDFAST_REQUIRE_SGLANG=1 .venv-sglang/bin/python -m pytest -q --durations=5 tests/engines/sglang $(ARGS)
-	@.venv-sglang/bin/python -m pytest -q -rs --timeout 900 tests/engines/conformance/test_conformance.py --engine sglang
+	@.venv-sglang/bin/python -m tests.support.hf_model --dtype bfloat16 >/dev/null
+	@HOLDFAST_REQUIRE_SGLANG=1 tools/side_by_side.sh \
+	  ".venv-sglang/bin/python -m pytest -q --durations=5 tests/engines/sglang --ignore tests/engines/sglang/test_disaggregation.py $(ARGS)" \
+	  ".venv-sglang/bin/python -m pytest -q -rs --durations=5 --timeout 900 tests/engines/conformance/test_conformance.py tests/engines/sglang/test_disaggregation.py --engine sglang"
 
-proof-engines: ## real engines hurt under running streams, each fault three times, put on record; goes on where it was
-	@tools/install_vllm.sh
-	@.venv-vllm/bin/python -m tests.proof.engines --engine vllm $(ARGS)
+proof-engines: ## real engines hurt under running streams, each fault three times, put on record; ARGS="--engine sglang"
+	@engine=vllm; case " $(ARGS) " in *" sglang "*) engine=sglang ;; esac; tools/install_$$engine.sh; \
+	.venv-$$engine/bin/python -m tests.proof.engines --engine $$engine $(ARGS)
 
-sanitize: dev ## the compiled kernel under AddressSanitizer and UBSan
+sanitize: dev ## the C modules under AddressSanitizer and UBSan
 	@$(PY) tools/sanitize.py $(ARGS)
 
 lint: dev ## style

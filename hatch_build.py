@@ -1,6 +1,6 @@
-"""Build hook: puts the compiled kernel of ``holdfast.kv`` into the package where there is a C compiler.
+"""Build hook: puts the compiled modules (`tools/kernel.py`) into the package where there is a C compiler.
 
-With it the wheel is one for Python 3.11 and later on this platform (stable ABI); without it, a pure Python one.
+With them the wheel is one for Python 3.11 and later on this platform (stable ABI); without it, a pure Python one.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ class KernelBuildHook(BuildHookInterface):
         """Compile, and tell the builder what to take."""
         tool = kernel_tool(self.root)
         if version == "editable":
-            tool.build(tool.BESIDE)
+            for kernel in tool.KERNELS:
+                tool.build(kernel, kernel.beside)
             return
         self.scratch = tempfile.TemporaryDirectory(prefix="holdfast-kernel-")
-        built = Path(self.scratch.name) / tool.FILE
-        if tool.build(built):
-            platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
-            build_data["pure_python"] = False
-            build_data["tag"] = f"cp311-abi3-{platform}"
-            build_data["force_include"][str(built)] = f"holdfast/kv/{tool.FILE}"
+        for kernel in tool.KERNELS:
+            built = Path(self.scratch.name) / kernel.file
+            if tool.build(kernel, built):
+                platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+                build_data["pure_python"] = False
+                build_data["tag"] = f"cp311-abi3-{platform}"
+                build_data["force_include"][str(built)] = f"holdfast/{kernel.room}/{kernel.file}"
 
     def finalize(self, _version: str, _build_data: dict[str, Any], _artifact: str) -> None:
         """Remove what was compiled for the wheel."""

@@ -30,11 +30,11 @@ def test_where_there_is_a_compiler_there_is_a_kernel_of_these_sources(tmp_path):
     """Fails when native/ was changed, or a compiler installed, without installing again (`python tools/kernel.py`)."""
     tool = build_tool()
     try:
-        tool.compile_kernel(tmp_path / tool.FILE)
+        tool.compile_kernel(tool.KV, tmp_path / tool.KV.file)
     except tool.CannotBuild as error:
         pytest.skip(f"cannot build here: {error}")
     assert kernel.UNAVAILABLE == ""
-    assert tool.digest() == kernel.native.SOURCE_DIGEST
+    assert tool.digest(tool.KV) == kernel.native.SOURCE_DIGEST
 
 
 def test_without_a_compiler_nothing_is_built_and_nothing_fails(tmp_path, monkeypatch, capsys):
@@ -42,12 +42,12 @@ def test_without_a_compiler_nothing_is_built_and_nothing_fails(tmp_path, monkeyp
     monkeypatch.delenv("HOLDFAST_KERNEL", raising=False)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert tool.build(tmp_path / tool.FILE) is False
+    assert tool.build(tool.KV, tmp_path / tool.KV.file) is False
     assert "no C compiler found" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("HOLDFAST_KERNEL", "require")
     with pytest.raises(tool.CannotBuild):
-        tool.build(tmp_path / tool.FILE)
+        tool.build(tool.KV, tmp_path / tool.KV.file)
 
 
 @needs_kernel

@@ -19,6 +19,8 @@ from holdfast.openai.encode import (
 )
 from holdfast.openai.logprobs import LegacyLogprobs, TokenNames
 from holdfast.openai.responses import Continuity, FinishReason, Migration, ToolCall, ToolCallFunction
+from holdfast.requests import express
+from holdfast.requests.attempt import Attempt
 from holdfast.requests.generation import GO_ON, Generation
 from holdfast.requests.plan import Ending
 from holdfast.runtime.streams import Logprobs
@@ -159,6 +161,19 @@ class StreamedChoice(Choice):
             self._write(self.encoder.role())
         elif self.echo:
             self._write(self.encoder.content(escape(self.echo)))
+        if self._fast and self._alone and self._table is not None and self.stream is not None:
+            self.stream.express = self._track
+
+    def _track(self, attempt: Attempt) -> express.Track | None:
+        """Return the short way of the next tokens; None: this client cannot be reached by it."""
+        stream, table, socket = self.stream, self._table, self.reply.socket
+        if stream is None or table is None or socket is None:
+            return None
+        fd, transport = socket
+        return express.native.Track(
+            stream, attempt, self.reply, table, table.fragments, self._prefix, self._suffix,
+            stream.rhythm.ticks, stream.rhythm.burst, transport, fd, 0,
+        )  # fmt: skip
 
     def deliver(self, tokens: list[int], logprobs: Logprobs | None) -> int:
         """See `Output.deliver`; hot path.

@@ -52,6 +52,11 @@ class Sink(Protocol):
     def raw(self) -> Callable[[bytes], object] | None:
         """What takes whole chunks, framed by the caller; None while, or where, only `write` will do."""
 
+    @property
+    def socket(self) -> tuple[int, asyncio.Transport] | None:
+        """Descriptor and transport of a socket to which whole chunks may be sent past the transport, while that has
+        nothing to send and `raw` is there; None: there is no such socket."""
+
     def unsent(self) -> int:
         """Return the bytes that the client has not taken."""
 
@@ -160,6 +165,19 @@ class ClientWire:
     def raw(self) -> Callable[[bytes], object] | None:
         """See `Sink.raw`."""
         return self._transport.write if self._chunked and not self._head else None
+
+    @property
+    def socket(self) -> tuple[int, asyncio.Transport] | None:
+        """See `Sink.socket`.
+
+        Both asyncio and uvloop close it after `connection_lost`, which calls `on_lost`; so it is this client's as long
+        as nobody was told that the client has gone.
+        """
+        transport = self._transport
+        sock = transport.get_extra_info("socket")
+        if sock is None or not self._chunked or transport.get_extra_info("ssl_object") is not None:
+            return None
+        return sock.fileno(), transport
 
     def _framed(self, data: bytes) -> bytes:
         return b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data

@@ -109,6 +109,11 @@ class Reply:
         self._gone = True
         self._tell_drained()
 
+    @property
+    def socket(self) -> tuple[int, asyncio.Transport] | None:
+        """See `Sink.socket`."""
+        return self._wire.socket
+
     def comment(self) -> None:
         """Show a sign of life."""
         if not self.finished and self.blocked_since is None and self._head and self._length is None:

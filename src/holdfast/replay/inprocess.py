@@ -233,6 +233,11 @@ class Conversation:
         """See `Sink.raw`: chunks are not framed here."""
         return
 
+    @property
+    def socket(self) -> None:
+        """See `Sink.socket`: there is none."""
+        return
+
     def unsent(self) -> int:
         """See `Sink.unsent`."""
         return 0

@@ -9,11 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
 
+from holdfast.requests import express
 from holdfast.telemetry.rhythm import NS_PER_TICK
 
+if TYPE_CHECKING:
+    from holdfast.requests.express import Track
+
 log = logging.getLogger(__name__)
+
+
+NOTHING: list[int] = []
+"""The tokens of a stream for which none wait; never filled."""
 
 
 class Deliverable(Protocol):
@@ -38,7 +47,7 @@ class Flusher:
             rounds to milliseconds.
     """
 
-    __slots__ = ("clock", "delivering", "streams", "tick", "writers", "writes")
+    __slots__ = ("clock", "delivering", "streams", "take", "tick", "touched", "writers", "writes")
 
     def __init__(self, clock: Callable[[], int] | None = None) -> None:
         self.clock = clock or _loop_ns
@@ -53,12 +62,18 @@ class Flusher:
         among other work, because the kernel's part and ours throw each other out of the processor's caches."""
         self.delivering = False
         """Streams are being delivered; `writers` have their turn afterwards."""
+        self.touched: list[Track] = []
+        """Tracks whose streams became dirty by the short way; emptied, not replaced."""
+        self.take = partial(express.native.take, self.touched) if express.native is not None else None
+        """What takes an `Items` frame by the short way (`wire.caller_stream.Take`); None: there is none."""
 
     def flush(self) -> None:
         """Deliver every touched stream, then write every touched response."""
-        if self.streams:
+        if self.streams or self.touched:
             self.look()
             streams, self.streams = self.streams, []
+            if self.touched:
+                streams += self._deliver_tracks()
             self.deliver(streams)
         if self.writers:
             writers, self.writers = self.writers, []
@@ -67,6 +82,15 @@ class Flusher:
                     writer.push()
                 except Exception:
                     log.exception("a response could not be written; the others go on")
+
+    def _deliver_tracks(self) -> list[Deliverable]:
+        """Deliver what came by the short way; return the streams that could not take it to the end."""
+        slow: list[Deliverable]
+        slow, torn, unwritten = express.native.deliver(self.touched, self.tick, NOTHING)
+        self.writes += unwritten
+        for stream in torn:
+            stream.tear()
+        return slow
 
     def deliver(self, streams: Iterable[Deliverable]) -> None:
         """Deliver these streams, then write what is ready; hot path."""

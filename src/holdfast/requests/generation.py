@@ -12,11 +12,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from array import array
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from holdfast.base.errors import Cancelled, DeadlineExceeded, HoldfastError, InternalError, StreamIncomplete
 from holdfast.requests.attempt import Attempt
 from holdfast.requests.driver import Driver
+from holdfast.requests.flusher import NOTHING
 from holdfast.requests.migration import MigrationType
 from holdfast.requests.need import Need
 from holdfast.requests.plan import Ending, Plan
@@ -24,8 +26,10 @@ from holdfast.requests.states import NEXT, State, check
 from holdfast.runtime.streams import Logprobs
 from holdfast.telemetry.context import bound
 from holdfast.telemetry.rhythm import Rhythm
+from holdfast.wire.caller_stream import CallerStream
 
 if TYPE_CHECKING:
+    from holdfast.requests.express import Track
     from holdfast.requests.service import Services
 
 log = logging.getLogger(__name__)
@@ -33,7 +37,8 @@ log = logging.getLogger(__name__)
 CONTEXT_SLACK = 8
 """Tokens by which an engine's idea of its full context may differ from its card's."""
 _LEVELS = {"failed": logging.WARNING, "expired": logging.WARNING, "rejected": logging.DEBUG}
-_NONE: list[int] = []
+TRACK_AFTER = 2
+"""Tokens of an attempt after which a track is worth making."""
 GO_ON = -1
 """What `Output.deliver` returns while no stop string has matched."""
 
@@ -67,9 +72,9 @@ class Generation:
     """See the module. Created per choice; `run` once; `cancel` any time."""
 
     __slots__ = (
-        "_came", "_client", "_doubted", "_end", "_observer", "_output", "attempt", "born", "closing", "count",
-        "delivered", "dirty", "driver", "ended", "expires", "flusher", "generated", "longest", "loop", "pending",
-        "pending_logprobs", "plan", "rhythm", "seen", "seen_at", "started_at", "state", "timeline", "worker",
+        "_came", "_client", "_doubted", "_end", "_generated", "_observer", "_output", "attempt", "born", "closing",
+        "count", "delivered", "dirty", "driver", "ended", "expires", "express", "flusher", "longest", "loop", "pending",
+        "pending_logprobs", "plan", "rhythm", "seen", "seen_at", "started_at", "state", "timeline", "track", "worker",
     )  # fmt: skip
 
     def __init__(self, plan: Plan, output: Output, services: Services):
@@ -84,9 +89,8 @@ class Generation:
         """Asked for once: each question is a system call in Python 3.11."""
         self.started_at = self.loop.time()
         self.expires = self.started_at + plan.deadlines.total if plan.deadlines.total else 0.0
-        self.generated: array[int] = array("I")
-        """Ids that have been delivered to the output."""
-        self.pending: list[int] = _NONE
+        self._generated: array[int] = array("I")
+        self.pending: list[int] = NOTHING
         """Ids that have arrived and not been delivered; replaced, not filled, while it is empty."""
         self.pending_logprobs: Logprobs = []
         self.count = 0
@@ -108,6 +112,10 @@ class Generation:
         self._came = self.rhythm.ticks.append
         self.timeline: list[tuple[float, str, str]] = []
         """(seconds since start, event, detail), a handful per attempt."""
+        self.express: Callable[[Attempt], Track | None] | None = None
+        """Makes a track for an attempt (`requests.express`); set by an output whose events are plain."""
+        self.track: Track | None = None
+        """Of the present attempt."""
         self.driver = Driver(self, services)
         self._end: tuple[str, int] | None = None
         self._doubted = -1
@@ -128,7 +136,7 @@ class Generation:
             return
         tokens = self.pending
         if tokens:
-            self.pending = _NONE
+            self.pending = NOTHING
             logprobs = None
             if self.pending_logprobs:
                 logprobs, self.pending_logprobs = self.pending_logprobs, []
@@ -157,8 +165,34 @@ class Generation:
             if attempt is not None and delivered > attempt.refill_at:
                 attempt.grant_credit()
                 self._observer.progressed(self)
+            if self.express is not None and attempt is not None:
+                self._ride(attempt)
         if self._end is not None:
             self._finish(self._end[0])
+
+    def _ride(self, attempt: Attempt) -> None:
+        """Let tokens take the short way from the next one on, up to the next that needs us."""
+        track = self.track
+        if track is None or track.attempt is not attempt:
+            handle, take = attempt.handle, self.flusher.take
+            if attempt.watched or attempt.scored or self.count - attempt.base < TRACK_AFTER or self.express is None:
+                return
+            self._leave_track()
+            track = self.track = self.express(attempt) if take is not None else None
+            if track is None or take is None or not isinstance(handle, CallerStream):
+                self.express = None
+                return
+            handle.ride(track, take)
+        track.ride(min(attempt.refill_at, self.longest))
+
+    def _leave_track(self) -> None:
+        if self.track is not None:
+            self._generated.frombytes(self.track.fresh())
+            self.track = None
+
+    def tear(self) -> None:
+        """The short way has failed in the middle of a token."""
+        self._fault("take tokens", None)
 
     def _begin_streaming(self) -> None:
         self.enter("streaming")
@@ -173,6 +207,17 @@ class Generation:
         self.count = self.longest
         room = self.count - self.delivered
         return tokens[:room], logprobs[:room] if logprobs is not None else None
+
+    @property
+    def generated(self) -> array[int]:
+        """Ids that have been delivered to the output."""
+        if self.track is not None:
+            self._generated.frombytes(self.track.fresh())
+        return self._generated
+
+    @generated.setter
+    def generated(self, ids: array[int]) -> None:
+        self._generated = ids
 
     def generated_bytes(self) -> bytes:
         """Return everything generated so far, delivered or not, as little-endian u32."""
@@ -237,7 +282,7 @@ class Generation:
             state = "expired"
         self._conclude(state, "", error)
 
-    def _fault(self, what: str, error: Exception) -> None:
+    def _fault(self, what: str, error: Exception | None) -> None:
         with bound(self.plan.context):
             log.error("request %s: its output could not %s", self.plan.request_id, what, exc_info=error)
         self.finish_with(InternalError("The answer could not be written because of a fault in Holdfast."))
@@ -249,6 +294,8 @@ class Generation:
         if self.ended is not None:
             return
         self.enter(state)
+        self._leave_track()
+        self.express = None
         attempt, self.attempt = self.attempt, None
         driver = self.driver
         self.ended = ending = Ending(

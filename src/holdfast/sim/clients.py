@@ -236,6 +236,11 @@ class Exchange:
         """See `Sink.raw`: chunks are not framed here."""
         return
 
+    @property
+    def socket(self) -> None:
+        """See `Sink.socket`: there is none."""
+        return
+
     def unsent(self) -> int:
         """See `Sink.unsent`."""
         return self._unsent

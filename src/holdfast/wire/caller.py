@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Literal
 
 from holdfast.base.errors import (
@@ -33,7 +33,7 @@ from holdfast.base.errors import (
     WorkerDraining,
 )
 from holdfast.base.limits import STREAMS_PER_CONNECTION
-from holdfast.wire.caller_stream import ANY_INDEX, NOT_STREAMING, STREAM_LEGAL, CallerStream, StreamSink
+from holdfast.wire.caller_stream import ANY_INDEX, NOT_STREAMING, STREAM_LEGAL, CallerStream, StreamSink, Take
 from holdfast.wire.codec import WORKER_FRAMES, name_of
 from holdfast.wire.columns import Logprobs, read_columns
 from holdfast.wire.errors import unpack_error, unpack_refusal
@@ -91,6 +91,8 @@ class CallerConnection:
         """Entries and frames that came for streams that were over already."""
         self.ignored_frames = 0
         """Frames of a newer protocol version that this one does not know."""
+        self.take: Take | None = None
+        """Takes tokens of streams that ride (`CallerStream.ride`); None: there was none yet."""
         self._hello = hello
         self._secret = secret
         self._worker_nonce = b""
@@ -189,6 +191,7 @@ class CallerConnection:
         """Take a stream out of the table; whatever still comes for it is late."""
         stream.state = "closed"
         stream.expected = NOT_STREAMING
+        stream.track = None
         self._streams.pop(stream.id, None)
         if stream.on_closed is not None:
             self._guard(stream, stream.on_closed)
@@ -322,9 +325,13 @@ class CallerConnection:
             self._on_general_items(frame)
             return
         table = self._streams
-        for number, index, token in zip(
-            array("I", frame.streams), array("I", frame.indices), array("I", frame.tokens), strict=True
-        ):
+        entries: Iterable[tuple[int, int, int]]
+        if self.take is not None:
+            entries = self.take(table, frame.streams, frame.indices, frame.tokens)
+        else:
+            columns = (array("I", column) for column in (frame.streams, frame.indices, frame.tokens))
+            entries = zip(*columns, strict=True)
+        for number, index, token in entries:
             stream = table.get(number)
             if stream is not None and stream.expected == index:
                 stream.expected = index + 1

@@ -12,7 +12,7 @@ Must never do I/O.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from holdfast.base.errors import HoldfastError, StreamIncomplete
 from holdfast.base.limits import PAYLOAD_BYTES
@@ -29,6 +29,11 @@ STREAM_LEGAL: dict[StreamState, frozenset[type]] = {
     "streaming": frozenset({Items, Data, End}),
     "closed": frozenset(),
 }
+
+Take = Callable[[dict[int, Any], bytes, bytes, bytes], list[tuple[int, int, int]]]
+"""Takes the columns of an `Items` frame with one token for each entry; the first argument are the streams by number.
+Returns the (stream, index, token) that it has left alone. For each one that it takes it does what `on_tokens` does,
+and raises `CallerStream.expected`."""
 
 NOT_STREAMING = -1
 ANY_INDEX = -2
@@ -72,6 +77,7 @@ class CallerStream:
         "on_tokens",
         "sink",
         "state",
+        "track",
     )
 
     def __init__(self, connection: CallerConnection, stream: int, sink: StreamSink, first_index: int | None):
@@ -82,6 +88,8 @@ class CallerStream:
         self.state: StreamState = "opening"
         self.expected = NOT_STREAMING
         """The output index that comes next; negative while none can come or any may."""
+        self.track: object = None
+        """What `Take` knows the stream by; None: it leaves it alone."""
         self.on_closed: Callable[[], None] | None = None
         """Called once when the stream is over, whichever way."""
         self._first_index = first_index
@@ -89,6 +97,12 @@ class CallerStream:
         self._fragments: list[bytes] = []
         self._fragment_bytes = 0
         self._stopped = False
+
+    def ride(self, track: object, take: Take) -> None:
+        """Let ``take`` have the stream's tokens before they come to the sink one by one."""
+        if self.state != "closed":
+            self.track = track
+            self._connection.take = take
 
     def stop(self, reason: str = "cancelled") -> None:
         """Ask for an orderly end; idempotent, harmless after the end."""
