@@ -139,8 +139,10 @@ def test_a_killer_that_waits_costs_three_workers_in_every_universe(kills: KillsA
         live(universe(seed, patient=True), kills).check(deaths=3)
 
 
-@pytest.mark.parametrize("kills", [at_token(2), at_token(4), at_token(20), each_time_after(1), each_time_after(3)])
-def test_a_killer_that_waits_costs_two_workers_where_all_with_so_few_tokens_are_tried(kills: KillsAt) -> None:
+@pytest.mark.parametrize(
+    "kills", [at_prefill, at_token(2), at_token(4), at_token(20), each_time_after(1), each_time_after(3)]
+)
+def test_a_killer_costs_two_workers_where_all_with_so_few_tokens_are_tried(kills: KillsAt) -> None:
     for seed in range(3000, 3000 + SEEDS // 10):
         live(universe(seed, patient=True), kills, trial_tokens=24).check(deaths=2)
 
