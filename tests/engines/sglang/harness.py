@@ -35,12 +35,21 @@ ENVIRONMENT = {
 }
 
 
+SLOW_MACHINE = {"DYN_SGLANG_HANDOFF_TIMEOUT_SECS": "60", "DYN_HANDOFF_TIMEOUT_SECS": "90"}
+"""For clusters: blocks that are late because others use the machine too are no fault."""
+
+
+def search_path() -> str:
+    """Return ``PYTHONPATH`` for its processes: the stand-ins before whatever is there."""
+    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join((str(STAND_INS), *(place for place in places if place and place != str(STAND_INS))))
+
+
 def equip() -> None:
     """Make this process, and those that it starts, fit for SGLang without a GPU."""
     os.environ.update(ENVIRONMENT)
-    places = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if str(STAND_INS) not in places:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STAND_INS), *places)))
+    os.environ["PYTHONPATH"] = search_path()
+    if str(STAND_INS) not in sys.path:
         sys.path.insert(0, str(STAND_INS))
 
 

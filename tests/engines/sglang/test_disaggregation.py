@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from tests.engines.sglang.harness import ENVIRONMENT, NEEDS_SGLANG, STAND_INS, gone
+from tests.engines.sglang.harness import ENVIRONMENT, NEEDS_SGLANG, gone, search_path
 from tests.patience import within
 
 pytestmark = [NEEDS_SGLANG, pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
@@ -82,7 +82,7 @@ async def half(role: str, log: Path, *args: str, **settings) -> Half:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.engines.sglang.driver", told,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join((str(STAND_INS), str(ROOT)))},
+            env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join((search_path(), str(ROOT)))},
         )  # fmt: skip
     return Half(process)
 
