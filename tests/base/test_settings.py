@@ -156,3 +156,11 @@ def test_near_misses_name_the_variable_that_was_meant() -> None:
     env = ["DYN_MIGRATON_LIMIT", "DYN_HTTP_PORT", "DYN_SOMETHING_ELSE", "PATH"]
     assert near_misses(env, known) == ["DYN_MIGRATON_LIMIT: did you mean DYN_MIGRATION_LIMIT?"]
     assert settings.unknown_names(env, known) == ["DYN_MIGRATON_LIMIT", "DYN_SOMETHING_ELSE"]
+
+
+def test_what_several_processes_share_comes_after_their_own_settings() -> None:
+    class Special(Limits, frozen=True):
+        speed: Annotated[int, setting("DYN_SPEED", "How fast.")] = 1
+
+    assert [f.name for f in fields_of(Special)] == ["speed", "migration_limit", "wait_secs"]
+    assert load(Special, {}, {"DYN_SPEED": "2", "DYN_WAIT": "3"}).config == Special(speed=2, wait_secs=3.0)

@@ -246,8 +246,10 @@ def expectation(annotation: Any) -> str:
 
 
 def _walk(config_type: type[msgspec.Struct], prefix: tuple[str, ...]) -> Iterable[Field]:
+    """Yield the fields, those that others share (a base class has them) last."""
     hints = typing.get_type_hints(config_type, include_extras=True)
-    for info in msgspec.structs.fields(config_type):
+    own = vars(config_type).get("__annotations__", {})
+    for info in sorted(msgspec.structs.fields(config_type), key=lambda info: info.name not in own):
         annotation = hints[info.name]
         path = (*prefix, info.name)
         if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
-
 from holdfast.base.limits import ACTIVE_REQUESTS
 from holdfast.base.settings import setting
 from holdfast.frontend.https import HttpTls
@@ -13,12 +11,12 @@ from holdfast.health.config import SystemConfig
 from holdfast.requests.config import RequestSettings
 from holdfast.routing.knowledge_config import KnowledgeSettings
 from holdfast.routing.policy import RouterMode
-from holdfast.runtime.tls import WireTls
+from holdfast.runtime.member_config import MemberSettings
 from holdfast.telemetry.metric import MetricSettings
 from holdfast.telemetry.spans import TraceSettings
 
 
-class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
+class FrontendConfig(MemberSettings, frozen=True, kw_only=True):
     """Everything that `holdfast frontend` can be told. Times in seconds unless the name says otherwise."""
 
     http_host: Annotated[str, setting("DYN_HTTP_HOST", "Address that the HTTP API binds to.")] = "127.0.0.1"
@@ -26,19 +24,8 @@ class FrontendConfig(msgspec.Struct, frozen=True, kw_only=True):
         8000
     )
     namespace: Annotated[str, setting("DYN_NAMESPACE", "Namespace whose workers are used.")] = "dynamo"
-    discovery_backend: Annotated[
-        str, setting("DYN_DISCOVERY_BACKEND", "Where workers are found: file (this machine) or mem (this process).")
-    ] = "file"
-    file_kv: Annotated[
-        str, setting("DYN_FILE_KV", "Directory of the file discovery backend; empty: one per user under TMPDIR.")
-    ] = ""
-    secret: Annotated[
-        str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
-    ] = ""
     https: HttpTls = HttpTls()
     """Encryption of the HTTP API."""
-    tls: WireTls = WireTls()
-    """Encryption of the wire protocol."""
     router_mode: Annotated[RouterMode, setting("DYN_ROUTER_MODE", "How a worker is chosen.")] = "round-robin"
     router_component: Annotated[
         str,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-import msgspec
-
 from holdfast.base.settings import InvalidSetting, setting
 from holdfast.engines.handoff import Role
 from holdfast.health.config import CanaryConfig, SystemConfig
+from holdfast.runtime.member_config import ListenerSettings
 from holdfast.runtime.shutdown import ShutdownBudget
-from holdfast.runtime.tls import WireTls
 from holdfast.telemetry.spans import TraceSettings
 from holdfast.worker.kv_config import KvPublishConfig
 from holdfast.worker.lora_config import LoraConfig
@@ -21,7 +19,7 @@ BACKEND = "backend"
 """Component of every worker that serves streams."""
 
 
-class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
+class WorkerConfig(ListenerSettings, frozen=True, kw_only=True):
     """Everything that `holdfast worker` can be told beside its engine's own settings. Times in seconds."""
 
     engine: Annotated[EngineName, setting("DYN_ENGINE", "Inference engine that this worker hosts.")] = "llamacpp"
@@ -67,17 +65,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         str, setting("DYN_COMPONENT", "Component name of this worker; prefill workers are prefill unless it is set.")
     ] = BACKEND
     """``backend`` for workers that do the whole of a request; prefill workers are ``prefill`` unless it is set."""
-    rpc_host: Annotated[
-        str, setting("DYN_TCP_RPC_HOST", "Address that the wire protocol listens on.", flag="tcp-rpc-host")
-    ] = "127.0.0.1"
-    """Off loopback a shared secret, mTLS or ``insecure`` is needed."""
-    rpc_port: Annotated[
-        int,
-        setting(
-            "DYN_TCP_RPC_PORT", "Port of the wire protocol; 0 picks a free one.", flag="tcp-rpc-port", ge=0, le=65535
-        ),
-    ] = 0
-    """0: the system picks a free one; discovery tells callers which."""
     advertise: Annotated[
         str,
         setting(
@@ -87,26 +74,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         ),
     ] = ""
     """For workers behind address translation; see `runtime.advertise`."""
-    secret: Annotated[
-        str, setting("DYN_WIRE_SECRET", "Shared secret of frontends and workers; empty: none.", secret=True)
-    ] = ""
-    """Callers must prove that they know it, and so must this worker."""
-    insecure: Annotated[
-        bool, setting("DYN_WIRE_INSECURE", "Listen off loopback without a secret; for isolated networks only.")
-    ] = False
-    """Accepts callers from other machines without proof."""
-    instance_id: Annotated[
-        str, setting("DYN_INSTANCE_ID", "Identity of this worker slot, 16 hex digits; empty: drawn at start.")
-    ] = ""
-    """A supervisor gives a slot the same id over restarts; each start has an epoch of its own."""
-    discovery_backend: Annotated[
-        str, setting("DYN_DISCOVERY_BACKEND", "Where to register: file (this machine) or mem (this process).")
-    ] = "file"
-    """As in the frontend."""
-    file_kv: Annotated[
-        str, setting("DYN_FILE_KV", "Directory of the file discovery backend; empty: one per user under TMPDIR.")
-    ] = ""
-    """As in the frontend."""
     engine_request_limit: Annotated[
         int, setting("DYN_ENGINE_REQUEST_LIMIT", "Sequences accepted at once; 0: four times the engine's seats.", ge=0)
     ] = 0
@@ -124,8 +91,6 @@ class WorkerConfig(msgspec.Struct, frozen=True, kw_only=True):
         float, setting("DYN_ENGINE_START_TIMEOUT_SECS", "Give up when the engine is not ready within this.", gt=0)
     ] = 1800.0
     """Loading and warming up together."""
-    tls: WireTls = WireTls()
-    """Encryption of the wire protocol."""
     control: Annotated[bool, setting("DYN_WORKER_CONTROL", "Offer the engine's control endpoint (loopback only).")] = (
         True
     )
