@@ -68,6 +68,8 @@ class World:
             base_url=f"{local.base_urls[0]}/v1", api_key="none", max_retries=0, timeout=ANSWER_SECONDS
         )
         self.truths: dict[str, tuple[str, str, int]] = {}
+        self.salt = ""
+        """Keeps a round's prompts from being found in caches: then there is something to compute, and to hurt."""
 
     def is_long(self, subject: str) -> bool:
         """Whether the prompt about a subject is computed apart."""
@@ -83,6 +85,7 @@ class World:
             "messages": [{"role": "user", "content": text}],
             "max_tokens": LONGER if self.arrangement == "mixed" and not long else TOKENS,
             "temperature": 0.0,
+            **({"extra_body": {"nvext": {"cache_salt": self.salt}}} if self.salt else {}),
         }
 
     async def ask(self, subject: str, answer: Answer) -> Answer:
@@ -152,6 +155,15 @@ class World:
         lines = [line for line in text.splitlines() if line.startswith("holdfast_frontend_prefill_legs_total")]
         good = sum(int(float(line.rsplit(" ", 1)[1])) for line in lines if "handed_over" in line)
         return good, sum(int(float(line.rsplit(" ", 1)[1])) for line in lines) - good
+
+    async def a_leg(self) -> None:
+        """Wait until a prompt is with a prefill worker, or for a while."""
+        async with asyncio.timeout(ANSWER_SECONDS):
+            for _ in range(1_000):
+                said = (await http.get(f"{self.local.base_urls[0]}/debug/requests")).json()
+                if said["leases"]["prefill"]:
+                    return
+                await asyncio.sleep(0.005)
 
     async def ready_for(self, fault: Fault) -> None:
         """Wait until the frontend uses all workers, none of them the doomed one. Raises TimeoutError.

@@ -32,8 +32,8 @@ from tests.proof.engine_kinds import FAULTS, KINDS, WORDS, Arrangement, Fault
 from tests.proof.engine_world import ANSWER_SECONDS, SUBJECTS, TOKENS, Answer, World, world
 
 STREAMED, WHOLE = 4, 4
-PREFILL_SECONDS = (0.1, 2.5)
-"""A prefill leg is hurt within this after the questions were asked."""
+PREFILL_SECONDS = (0.0, 0.4)
+"""A prefill leg is hurt within this after the first prompt is there."""
 EARLY = 8
 """Tokens of a stream after which it is hurt at the latest, where others shall still be under way."""
 MOST_MISSES = 4
@@ -64,13 +64,14 @@ async def one_round(up: World, fault: Fault, seed: int, number: int) -> Round:
     """Ask eight questions, hurt one stream's worker at a random token, and judge all answers."""
     await up.ready_for(fault)
     rng = random.Random(f"{seed}/{fault}/{number}")
+    up.salt = f"round {number}"
     subjects = rng.sample(SUBJECTS, k=STREAMED + WHOLE)
     answers = [Answer(streamed=i < STREAMED) for i in range(len(subjects))]
     before = await up.legs()
     tasks = [asyncio.ensure_future(up.ask(s, a)) for s, a in zip(subjects, answers, strict=True)]
     if fault.startswith("prefill"):
-        first, last = PREFILL_SECONDS
-        await asyncio.sleep(rng.uniform(first, last / 2 if up.arrangement == "mixed" else last))
+        await up.a_leg()
+        await asyncio.sleep(rng.uniform(*PREFILL_SECONDS))
         instance = up.prefill_instance()
     else:
         instance = await _at_a_token(*_victim(up, rng, subjects, answers))
