@@ -16,8 +16,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Cluster]:
-    """Two mock workers with steps of 5 ms; who had fewer than 32 tokens is tried alone."""
-    async with cluster(tmp_path_factory.mktemp("cluster"), frontend=("--migration-trial-tokens", "32")) as running:
+    """Three mock workers with steps of 5 ms; who had fewer than 32 tokens is tried alone.
+
+    With two the trials of fifty streams would take longer than anybody waits for one when the machine is very busy.
+    """
+    trials = ("--migration-trial-tokens", "32")
+    async with cluster(tmp_path_factory.mktemp("cluster"), workers=3, frontend=trials) as running:
         yield running
 
 

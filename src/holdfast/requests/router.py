@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+
 import msgspec
 
 from holdfast.base.errors import InvalidRequest, NoWorkers

@@ -64,6 +64,7 @@ def test_every_parameter_arrives() -> None:
 def test_greedy_requests_have_no_seed_and_the_first_attempt_has_its_own() -> None:
     assert "seed" not in parameters(attempt())
     assert continued_seed(5, 0) == 5
+    assert all(0 <= continued_seed(seed, index) < 1 << 63 for seed in (-1, (1 << 64) - 1) for index in range(50))
     assert len({continued_seed(5, index) for index in range(100)}) == 100
 
 
@@ -154,7 +155,12 @@ def test_which_continuations_begin_anew() -> None:
     assert begins_anew("always", frequency_penalty=1.0)
     assert not begins_anew("always")
     assert not begins_anew("never", guided=grammar)
+
+
+def test_greedy_continuations_are_claimed_where_they_were_measured() -> None:
     assert (continuation("float32"), continuation("bfloat16")) == ("greedy", "none")
+    assert continuation("float32", on_cpu=False) == "none"
+    assert continuation("bfloat16", on_cpu=False, batch_invariant=True) == "greedy"
 
 
 def test_unknown_flags_go_to_vllm_in_their_order() -> None:

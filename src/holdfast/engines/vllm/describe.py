@@ -65,27 +65,41 @@ def describe(llm: Any, config: VllmConfig, role: Role) -> EngineInfo:
     )
 
 
-def continuation(dtype: str) -> Continuation:
-    """Return what a continuation from ids equals, by the precision of the arithmetic.
+def continuation(dtype: str, *, on_cpu: bool = True, batch_invariant: bool = False) -> Continuation:
+    """Return what a continuation from ids equals, by the arithmetic.
 
-    Measured with SmolLM2 on the CPU: at float32 every greedy continuation was that of the undisturbed run; at bfloat16
-    four of five, because the same values come out differently when they are computed in another order.
+    Measured with SmolLM2. On the CPU: at float32 every greedy continuation was that of the undisturbed run; at bfloat16
+    four of five, because the same values come out differently when they are computed in another order. On a GPU (H200)
+    even undisturbed streams of float32 differ now and then with who else is in their batch, moved or not, unless vLLM
+    was told to compute independently of that.
+
+    Args:
+        dtype: of the arithmetic, as ``float32``.
+        on_cpu: whether a CPU computes.
+        batch_invariant: vLLM's ``VLLM_BATCH_INVARIANT``.
     """
-    return "greedy" if dtype == "float32" else "none"
+    exact = dtype == "float32" if on_cpu else batch_invariant
+    return "greedy" if exact else "none"
 
 
 def capabilities(settled: Any, config: VllmConfig) -> Capabilities:
     """Return what this vLLM can do."""
+    from vllm import envs  # noqa: PLC0415
+    from vllm.platforms import current_platform  # noqa: PLC0415
+
     dtype = str(settled.model_config.dtype).removeprefix("torch.")
     caches = bool(settled.cache_config.enable_prefix_caching)
     events = settled.kv_events_config
     transfer = settled.kv_transfer_config
     connector = transfer.kv_connector if transfer is not None else None
+    exact = continuation(
+        dtype, on_cpu=current_platform.is_cpu(), batch_invariant=getattr(envs, "VLLM_BATCH_INVARIANT", False)
+    )
     lost: list[Restored] = [] if config.replay == "always" else ["seed", "penalties"]
     if config.replay == "never":
         lost.append("guided")
     return Capabilities(
-        continuation="exact" if config.replay == "always" and dtype == "float32" else continuation(dtype),
+        continuation="exact" if config.replay == "always" and exact == "greedy" else exact,
         progress="step",
         position_keyed_seed=False,
         max_logprobs=min(TOP_LOGPROBS, settled.model_config.max_logprobs),
@@ -105,6 +119,8 @@ def capabilities(settled: Any, config: VllmConfig) -> Capabilities:
 
 def fingerprint(path: Path, settled: Any, version: str) -> str:
     """Return a short name for (vLLM, weights, precision, processor …): equal ones promise equal arithmetic."""
+    from vllm import envs  # noqa: PLC0415
+
     parallel = settled.parallel_config
     parts = [
         _RECIPE,
@@ -116,6 +132,7 @@ def fingerprint(path: Path, settled: Any, version: str) -> str:
         str(settled.model_config.enforce_eager),
         _processor(),
         _weights(path),
+        *(["batch invariant"] if getattr(envs, "VLLM_BATCH_INVARIANT", False) else []),
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 

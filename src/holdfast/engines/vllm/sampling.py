@@ -19,6 +19,8 @@ from holdfast.engines.attempt import Attempt
 from holdfast.engines.contract import Guided, Sampling, TokenLogprob
 
 _MASK = (1 << 64) - 1
+_SEED_BITS = (1 << 63) - 1
+"""What vLLM keeps of a seed on GPUs is a signed 64-bit number; a larger one kills its engine process (0.26)."""
 _GOLDEN = 0x9E3779B97F4A7C15
 REMOTE_DECODE: dict[str, Any] = {
     "do_remote_decode": True,
@@ -114,12 +116,12 @@ def carried_bias(sampling: Sampling, existing: Sequence[int]) -> dict[int, float
 
 
 def continued_seed(seed: int, index: int) -> int:
-    """Return the seed of an attempt that begins at an output index: the request's own at 0."""
+    """Return the seed of an attempt that begins at an output index, 63 bits: the request's own at 0."""
     if index == 0:
-        return seed & _MASK
+        return seed & _SEED_BITS
     z = (seed + index * _GOLDEN) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    return z ^ (z >> 31)
+    return (z ^ (z >> 31)) & _SEED_BITS
 
 
 def guided_arguments(guided: Guided) -> dict[str, Any]:
