@@ -160,7 +160,6 @@ def test_which_continuations_begin_anew() -> None:
 def test_greedy_continuations_are_claimed_where_they_were_measured() -> None:
     assert (continuation("float32"), continuation("bfloat16")) == ("greedy", "none")
     assert continuation("float32", on_cpu=False) == "none"
-    assert continuation("bfloat16", on_cpu=False, batch_invariant=True) == "greedy"
 
 
 def test_unknown_flags_go_to_vllm_in_their_order() -> None:
