@@ -84,7 +84,7 @@ async def test_around_the_last_token(mock: Cluster, before: int) -> None:
 
 async def test_several_times_in_one_stream(mock: Cluster) -> None:
     """The migration limit of 3 allows three deaths under one stream that makes progress."""
-    ask = Ask(content="again and again", max_tokens=600)
+    ask = Ask(content=f"{SLOW} again and again", max_tokens=600)  # outlives the starts of three workers
     async with streaming(mock, ask) as live:
         for pieces in (20, 60, 100):
             await live.until_pieces(pieces)

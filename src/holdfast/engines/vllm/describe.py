@@ -71,9 +71,8 @@ def continuation(dtype: str, *, on_cpu: bool = True) -> Continuation:
     Measured with SmolLM2. On the CPU: at float32 every greedy continuation was that of the undisturbed run; at bfloat16
     four of five, because the same values come out differently when they are computed in another order. On a GPU (H200,
     vLLM 0.26) nothing can be promised: at float32 2 of 40 answers of 300 tokens differed, and in another run one did
-    that had never moved;
-    with ``VLLM_BATCH_INVARIANT`` and bfloat16 answers no longer depended on their neighbours (16 of 16), but 4 of 32
-    continuations differed all the same, for a prompt is computed by other kernels than a token.
+    that had never moved; with ``VLLM_BATCH_INVARIANT`` and bfloat16 answers no longer depended on their neighbours (16
+    of 16), but 4 of 32 continuations differed all the same: a prompt is computed by other kernels than a token.
 
     Args:
         dtype: of the arithmetic, as ``float32``.
