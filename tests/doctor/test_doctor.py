@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from holdfast.doctor import engines, machine
+from holdfast.doctor import examine as examination
 from holdfast.doctor.examine import Wish, examine, examine_engines
 from holdfast.doctor.finding import Finding, worst
 from holdfast.doctor.model import Size, look_at_model, memory_needed
@@ -205,6 +206,16 @@ def test_a_whole_examination_has_every_area_and_problems_have_fixes(tmp_path):
     assert set(fitting) == {"ok", "note"}
     assert worst([]) == "ok"
     assert worst([Finding("a", "warning", "x"), Finding("a", "note", "x")]) == "warning"
+
+
+@pytest.mark.parametrize("missing", ["", "there was no C compiler when it was installed"])
+def test_says_whether_the_compiled_parts_are_there(monkeypatch, missing):
+    parts = tuple((what, module, missing, cost) for what, module, _, cost in examination._COMPILED)
+    monkeypatch.setattr(examination, "_COMPILED", parts)
+    _, *found = examination.look_at_base()
+    assert [finding.facts["module"] for finding in found] == ["holdfast.kv.kernel", "holdfast.requests.express"]
+    assert {finding.level for finding in found} == ({"note"} if missing else {"ok"})
+    assert all((missing in finding.what and "gcc" in finding.fix) or not missing for finding in found)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from holdfast.doctor.machine import (
 )
 from holdfast.doctor.model import Size, look_at_model, memory_needed
 from holdfast.engines.llamacpp.weights import packaged_weights
+from holdfast.kv import kernel
+from holdfast.requests import express
 
 GPU_ONLY = ("trtllm",)
 OLDEST_PYTHON = (3, 11)
@@ -47,7 +49,23 @@ def look_at_base() -> list[Finding]:
     text = f"holdfast {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     if sys.version_info < OLDEST_PYTHON:
         return [Finding("base", "problem", text, "Python 3.11 or newer is needed.")]
-    return [Finding("base", "ok", text)]
+    return [Finding("base", "ok", text), *map(_compiled, _COMPILED)]
+
+
+_COMPILED = (
+    ("The prefix index", kernel.__name__, kernel.UNAVAILABLE, "routing by caches takes several times the CPU"),
+    ("The short way of tokens", express.__name__, express.UNAVAILABLE, "a streamed token takes a sixth more CPU"),
+)
+"""What there is in C beside Python: name, module, why it is not there, what that costs."""
+
+
+def _compiled(part: tuple[str, str, str, str]) -> Finding:
+    what, module, missing, cost = part
+    facts = {"module": module, "compiled": not missing}
+    if not missing:
+        return Finding("base", "ok", f"{what} is compiled.", "", facts)
+    fix = "Install a C compiler (gcc), then install holdfast again."
+    return Finding("base", "note", f"{what} runs in Python, and {cost}: {missing}.", fix, facts)
 
 
 def examine_engines(wish: Wish) -> list[Finding]:
