@@ -19,8 +19,8 @@ find_python() {
   return 1
 }
 
-# The kernel of holdfast.kv is compiled during the install, where there is a C compiler: its sources count too.
-fingerprint() { cat "requirements/$1.lock" pyproject.toml tools/setup.sh tools/kernel.py hatch_build.py src/holdfast/kv/native/*.[ch] | cksum; }
+# What has a C twin is compiled during the install, where there is a C compiler: those sources count too.
+fingerprint() { cat "requirements/$1.lock" pyproject.toml tools/setup.sh tools/kernel.py hatch_build.py src/holdfast/*/native/*.[ch] | cksum; }
 
 up_to_date() {
   local name
