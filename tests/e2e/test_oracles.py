@@ -25,12 +25,22 @@ real = Generation.generated_bytes
 Generation.generated_bytes = lambda self: real(self)[4:]
 """
 LOSES_A_TOKEN = """
+from array import array
+from holdfast.requests import express
 from holdfast.requests.attempt import Attempt
 real = Attempt.on_tokens
 def on_tokens(self, index, tokens, logprobs):
     real(self, index, [tokens[0] + 1] if index == 25 else tokens, logprobs)
 Attempt.on_tokens = on_tokens
+if express.native is not None:
+    compiled = express.native.take
+    def take(touched, table, streams, indices, tokens):
+        places = zip(array("I", indices), array("I", tokens), strict=True)
+        changed = array("I", [token + (index == 25) for index, token in places])
+        return compiled(touched, table, streams, indices, changed.tobytes())
+    express.native.take = take
 """
+"""On the way of tokens in Python, and on the short one in C where there is one."""
 MERGES_THE_PROMPT = """
 from holdfast.requests import attempt
 class Merged(attempt.GenerateRequest):
