@@ -44,6 +44,7 @@ HEADERS = (
     ("x-prefill-instance-id", "str", "Instance that should compute the prompt."),
     ("x-dp-rank", "int", "Data-parallel rank that should serve the request."),
     ("x-dynamo-session-id", "str", "Requests of one session prefer one worker."),
+    ("x-dynamo-meta-policy-class", "str", "Family of policy classes in which the request queues."),
     ("traceparent", "str", "W3C trace context to join; an invalid one is ignored."),
     ("tracestate", "str", "W3C trace state, passed on."),
 )
