@@ -261,3 +261,9 @@ def test_a_rollout_that_began_before_a_worker_did_tells_it_to_leave_too() -> Non
     for rollouts, hurried in (([], False), ([(1.0, 5.0)], False), ([(3.1, 6.9)], True), ([(6.5, 6.9)], False)):
         history = History(lives=[life], fired=[asked, rolling], rollouts=rollouts)
         assert facts_of(history, plan).hurried(life) is hurried, rollouts
+
+
+def test_a_crowd_of_probes_that_is_larger_than_the_limits_is_no_breach_of_p13() -> None:
+    """Two frontends with ten probes at once, three decode workers with places for nine (seed 15595)."""
+    outcome = run_universe(15595)
+    assert [str(violation) for violation in outcome.violations] == []
