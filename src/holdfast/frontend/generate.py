@@ -22,7 +22,7 @@ from holdfast.frontend.gate import Gate
 from holdfast.frontend.keepalive import KeepAlive
 from holdfast.frontend.offload import Offload
 from holdfast.frontend.prepare import Prepared, Preparer, Surface, Timing
-from holdfast.frontend.registry import ModelRegistry
+from holdfast.frontend.registry import FILES_WAIT, ModelRegistry
 from holdfast.frontend.reply import Reply
 from holdfast.frontend.story import Stories, Story
 from holdfast.frontend.turns import Turns
@@ -144,7 +144,9 @@ class GenerateRoute:
         try:
             if not self._turns.take():
                 await self._turns.wait()
-            prepared = self._preparer.at_once(surface, body) or await self._preparer.prepare(surface, body)
+            prepared = self._preparer.at_once(surface, body) or await self._preparer.prepare(
+                surface, body, min(FILES_WAIT, self._bounds(headers).total or FILES_WAIT)
+            )
         finally:
             self._bodies.release(body)
         story.prepared(prepared.served.card.name, stream=prepared.spec.stream)

@@ -16,7 +16,7 @@ from holdfast.base.limits import LARGE_BODY_BYTES
 from holdfast.frontend.body import LargeBody
 from holdfast.frontend.config import FrontendConfig
 from holdfast.frontend.offload import Offload
-from holdfast.frontend.registry import ModelRegistry, ServedModel
+from holdfast.frontend.registry import FILES_WAIT, ModelRegistry, ServedModel
 from holdfast.openai.mapping import GenerationSpec
 from holdfast.openai.parse import parse_chat, parse_completion
 from holdfast.openai.prompt import completion_prompts, raw_prompt, template_messages
@@ -111,8 +111,8 @@ class Preparer:
         served = self._registry.ready(request.model)
         return None if served is None else self._small(surface, request, served)
 
-    async def prepare(self, surface: Surface, body: bytes | LargeBody) -> Prepared:
-        """Return the prepared request.
+    async def prepare(self, surface: Surface, body: bytes | LargeBody, wait: float = FILES_WAIT) -> Prepared:
+        """Return the prepared request; ``wait``: seconds in which its model's files have to be there.
 
         Raises:
             InvalidRequest: with the field at fault and what to do.
@@ -124,7 +124,7 @@ class Preparer:
             body = body.join()
         large = isinstance(body, LargeBody) or len(body) > LARGE_BODY_BYTES
         request = await self._offload.run(_parse, parse, body) if large else _parse(parse, body)
-        served = await self._registry.get(request.model)
+        served = await self._registry.get(request.model, wait)
         if not large:
             return self._small(surface, request, served)
         read = self._chat if chat else self._completion

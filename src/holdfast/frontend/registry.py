@@ -31,6 +31,8 @@ from holdfast.text.model import TextModel, load_text, missing
 
 log = logging.getLogger(__name__)
 
+FILES_WAIT = 10.0
+"""Seconds for which a request waits, at most, for files of its model that are still being fetched."""
 RETRY = 1.0
 """Seconds between attempts to load a model."""
 
@@ -155,7 +157,7 @@ class ModelRegistry:
         """Return a model by name or alias if it is loaded."""
         return self._served.get(name)
 
-    async def get(self, name: str, wait: float = 10.0) -> ServedModel:
+    async def get(self, name: str, wait: float = FILES_WAIT) -> ServedModel:
         """Return a model by name or alias.
 
         Args:

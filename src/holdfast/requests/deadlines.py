@@ -69,7 +69,7 @@ class Deadlines:
         if generation.expires and now > generation.expires:
             bound = generation.plan.deadlines.total
             knob = generation.plan.deadlines.knob("total")
-            generation.finish_with(_overdue("total", knob, bound, now - generation.started_at))
+            generation.finish_with(_overdue("total", knob, bound, now - generation.expires + bound))
             return
         blocked = generation.blocked_since
         if blocked is not None:

@@ -88,7 +88,9 @@ class Generation:
         self.loop = asyncio.get_running_loop()
         """Asked for once: each question is a system call in Python 3.11."""
         self.started_at = self.loop.time()
-        self.expires = self.started_at + plan.deadlines.total if plan.deadlines.total else 0.0
+        total = plan.deadlines.total
+        self.expires = self.started_at - plan.prepared_seconds + total if total else 0.0
+        """The request's own time began when it came, not when its model's files were there."""
         self._generated: array[int] = array("I")
         self.pending: list[int] = NOTHING
         """Ids that have arrived and not been delivered; replaced, not filled, while it is empty."""

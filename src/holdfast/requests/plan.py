@@ -70,7 +70,7 @@ class Plan(msgspec.Struct, frozen=True):
     context: RequestContext | None = None
     """Whose log lines and spans these are."""
     prepared_seconds: float = 0.0
-    """From the request's arrival to this plan; telemetry alone reads it."""
+    """From the request's arrival to this plan; the bound on the whole request counts it."""
     priority: int = 0
     strict_priority: int = 0
     """Sorts before ``priority`` in this process's queue; workers are not told."""

@@ -6,14 +6,15 @@ Not one of the thirteen promises, but the first pain of those who run such syste
   its streams by then: each of them has failed there or has ended. Judged only where nothing else was wrong with the
   worker, the frontend or the fleet, so that neither habit nor doubt about itself allows a detector more.
 * A stream that lost its worker, for whatever reason, has an attempt elsewhere (or its end) within `WAIT` seconds,
-  from the moment on in which a worker is there that is ready, stays and is not disturbed. Universes with prompts that
-  kill are excepted, for innocent streams have to wait for trials, and so are those that lack room or lose discovery.
+  from the moment on in which a worker is there that is ready, stays and is not disturbed; within `TRIAL` seconds if it
+  may be a suspect. Universes with prompts that kill are excepted, for innocent streams have to wait for trials, and so
+  are those that lack room or lose discovery.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from holdfast.sim.history import Failed, Fired, Sequence, Violation
 from holdfast.sim.oracles.facts import SILENCING, Facts, attempt_of
@@ -24,6 +25,12 @@ checks and pings 0.1 and 0.25 s apart, and the network."""
 HABIT = 120.0
 """Seconds for which a detector remembers that this worker is slow."""
 WAIT = 3.0
+TRIAL = 5.0 + 0.5
+"""For streams that the dead worker had brought nothing: they may be suspects, and wait for their trial so long after
+a first death (`requests.placement.TRIAL_PATIENCE`) …"""
+SECOND_TRIAL = 10.0 + 0.5
+"""… and half of the bound for a replacement (`cluster`) after a second one."""
+_SUSPECT = frozenset({"before accept", "before first token"})
 _ENGINES = frozenset({"engine-hang", "engine-slow", "engine-compile"})
 _SLOW = ("[[mock:prefill", "[[mock:slow", "[[mock:compile")
 _DEADLY = ("[[mock:crash", "[[mock:freeze", "[[mock:hang", "[[mock:die")
@@ -92,21 +99,27 @@ def _orphans(facts: Facts) -> Iterator[Violation]:
     for ending in facts.history.endings:
         found[ending.label, ending.choice].append(ending.at)
     for failure in facts.history.failures:
-        again = [
-            other.at
-            for other in facts.history.failures
-            if (other.label, other.choice) == (failure.label, failure.choice) and other.attempt > failure.attempt
-        ]
+        siblings = [f for f in facts.history.failures if (f.label, f.choice) == (failure.label, failure.choice)]
+        again = [other.at for other in siblings if other.attempt > failure.attempt]
+        wait = _patience(failure, siblings) * facts.stretch
         ends = [life.ended for life in facts.history.lives if life.name == failure.frontend]  # nobody is left to wait
         later = [at for at in [*found[failure.label, failure.choice], *ends] if at >= failure.at]
         until = min(later + again, default=facts.history.finished)
-        if until - failure.at > WAIT * facts.stretch and (since := _served(facts, failure, until)):
+        if until - failure.at > wait and (since := _served(facts, failure, until, wait)):
             where = {"call": failure.label, "frontend": failure.frontend, "lost": failure.at, "there": since}
             yield Violation("noticed", "a stream waited although a worker was there", {**where, "until": until})
 
 
-def _served(facts: Facts, failure: Failed, until: float) -> float:
-    """Return since when a worker was there that could have taken the stream; 0: none was for long enough."""
+def _patience(failure: Failed, siblings: Iterable[Failed]) -> float:
+    """Return for how long the stream may wait after a failure; ``siblings``: all failures of the stream."""
+    if failure.phase not in _SUSPECT:
+        return WAIT
+    deaths = sum(other.phase in _SUSPECT and other.attempt <= failure.attempt for other in siblings)
+    return TRIAL if deaths == 1 else SECOND_TRIAL
+
+
+def _served(facts: Facts, failure: Failed, until: float, wait: float) -> float:
+    """Return since when a worker was there that could have taken the stream; 0: none was for longer than ``wait``."""
     blind = any(
         f.kind.startswith("discovery-") and f.at <= until and f.until >= failure.at for f in facts.history.fired
     )
@@ -115,7 +128,7 @@ def _served(facts: Facts, failure: Failed, until: float) -> float:
             continue
         since = max(failure.at, life.ready)
         stays = not any(0 < at <= until for at in (life.draining, life.ended))
-        if stays and until - since > WAIT * facts.stretch:
+        if stays and until - since > wait:
             lately = since - 10.0 if life.incarnation == 1 else since
             if not facts.disturbed({life.name, failure.frontend}, lately, until, SILENCING):
                 return since
