@@ -138,6 +138,18 @@ async def test_no_worker_ever_seen() -> None:
         assert (await one.post(CHAT, chat())).status_code == 200
 
 
+async def test_files_that_do_not_come_are_not_waited_for_beyond_the_requests_own_time(monkeypatch) -> None:
+    async with stack(1) as one:
+        await one.served()
+        registry = one.frontend.registry
+        monkeypatch.setattr(registry, "_served", {})  # as in a frontend that has begun, and whose only worker died
+        monkeypatch.setattr(registry, "_missing", list)
+        got = await one.post(CHAT, chat(), x_holdfast_timeout_ms="120")
+        assert got.status_code == 503
+        assert got.json()["error"]["code"] == "no_workers"
+        assert "within 0.12 s" in got.json()["error"]["message"]
+
+
 async def test_names_and_aliases() -> None:
     async with stack(0) as one:
         await one.add_worker(served_model_name="real", model_aliases=("other", "third/name"))

@@ -146,6 +146,20 @@ async def test_a_new_attempt_has_a_new_clock() -> None:
 
 
 @virtual
+async def test_what_came_before_the_stream_counts_for_the_whole_request() -> None:
+    """It may have waited for its model's files (simulated seed 15895)."""
+    fleet = Fleet()
+    client = fleet.start(length=500, total=2.0, prepared_seconds=1.5)
+    await settle()
+    assert fleet.attempts[-1].headers.remaining_ms == 500
+    fleet.attempts[-1].accept().emit(2)
+    ending = await client.done()
+    assert now() == pytest.approx(1_000.5, abs=SLACK)
+    assert isinstance(ending.error, DeadlineExceeded)
+    assert "took 2." in ending.error.message
+
+
+@virtual
 async def test_total() -> None:
     fleet = Fleet()
     client = fleet.start(length=500, total=2.0, n=2)
