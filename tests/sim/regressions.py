@@ -87,8 +87,8 @@ FOUND: tuple[Found, ...] = (
         15895,
         "P5",
         "A frontend that starts while the only worker with its model's files dies lets requests wait for the files; "
-        "neither did their own bound end that wait nor did it count afterwards: a request with 318 ms was served after a "
-        "second",
+        "neither did their own bound end that wait nor did it count afterwards: a request with 318 ms was served after "
+        "a second",
         "12 hours: since the frontend's registry was written (c3f32a6)",
         "0ba3504",
     ),
