@@ -4,7 +4,8 @@ Not one of the thirteen promises, but the first pain of those who run such syste
 
 * A worker that stands still (its process is frozen, or its engine hangs) for longer than the detector's bound has lost
   its streams by then: each of them has failed there or has ended. Judged only where nothing else was wrong with the
-  worker, the frontend or the fleet, so that neither habit nor doubt about itself allows a detector more.
+  worker, the frontend or the fleet, so that neither habit nor doubt about itself allows a detector more. Decode legs
+  that wait for their blocks are left out: a hand-off has a bound of its own.
 * A stream that lost its worker, for whatever reason, has an attempt elsewhere (or its end) within `WAIT` seconds,
   from the moment on in which a worker is there that is ready, stays and is not disturbed; within `TRIAL` seconds if it
   may be a suspect. Universes with prompts that kill are excepted, for innocent streams have to wait for trials, and so
@@ -72,6 +73,8 @@ def _waited(
     call = facts.calls.get(sequence.label)
     if call is None or (fault.kind == "engine-hang" and _slow_lately(facts, fault.target, until)):
         return False
+    if sequence.request.leg == "decode" and not sequence.tokens:
+        return False  # it waits for blocks from elsewhere, and the hand-off has a bound of its own
     over = sequence.ended or facts.history.finished
     if not (sequence.received < fault.at - 0.05 and over > until and call.ending != "left"):
         return False
